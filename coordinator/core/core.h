@@ -1,0 +1,142 @@
+// The coordinator's decisions, pure: Decide takes one event and the time, and answers with
+// facts (to be journaled durably first) and effects (to be carried out after). It reads no
+// clock, no socket, no file and no random device, and iterates in a fixed order: equal events
+// give equal decisions.
+//
+//   event --Decide--> facts --(journal, fsync)--> effects
+//                       \--Evolve--> State (durable: replay gives it back)
+//
+// Decide already evolves the state by its own facts; Evolve alone rebuilds it on replay. What
+// need not survive a crash (leases, sessions, progress, rendezvous addresses, parts of a
+// checkpoint in flight) lives beside the state and is rebuilt from what agents send again.
+// Invariant: an effect never leaves before the facts of its decision are durable (the shell's
+// duty), and everything that names an old generation, incarnation or session changes nothing.
+// Threading: confined to the coordinator loop; holds no lock.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "common/clock.h"
+#include "common/ids.h"
+#include "common/status.h"
+#include "coordinator/core/state.h"
+#include "paceline/v1/coordinator.pb.h"
+#include "paceline/v1/journal.pb.h"
+
+namespace paceline::core {
+
+// One connection of one agent; unique in the life of a coordinator process.
+using SessionId = Id<struct SessionIdTag, std::uint64_t>;
+// One call of a client that waits for an answer.
+using CallId = Id<struct CallIdTag, std::uint64_t>;
+
+// --- events ---
+struct AgentSaid {
+  SessionId session;
+  v1::AgentMessage message;
+};
+struct SessionClosed {
+  SessionId session;
+};
+struct SubmitRunCalled {
+  CallId call;
+  v1::SubmitRunRequest request;
+};
+struct StopRunCalled {
+  CallId call;
+  v1::StopRunRequest request;
+};
+// The shell has written the pending manifest (or could not).
+struct ManifestWritten {
+  v1::GenerationKey key;
+  std::int64_t step = 0;
+  absl::Status status;
+};
+struct Tick {};
+using Event = std::variant<AgentSaid, SessionClosed, SubmitRunCalled, StopRunCalled,
+                           ManifestWritten, Tick>;
+
+// --- effects ---
+struct SendToAgent {
+  SessionId session;
+  v1::CoordinatorMessage message;
+};
+// The session is refused or replaced: tell why, and close it.
+struct CloseSession {
+  SessionId session;
+  absl::Status reason;
+};
+struct AnswerCall {
+  CallId call;
+  absl::Status status;
+  std::string run_id;  // of SubmitRun
+};
+// Write FOLDER/manifest.json.pending and fsync it; then ManifestWritten.
+struct WritePendingManifest {
+  v1::GenerationKey key;
+  std::int64_t step = 0;
+  std::string folder;
+  std::string json;
+};
+// Rename manifest.json.pending to manifest.json and fsync the folder. Done already: fine.
+struct PublishManifest {
+  std::string folder;
+};
+// Remove a checkpoint's folder, its manifest first.
+struct DeleteCheckpoint {
+  std::string folder;
+};
+// The run has ended (or was taken up): write RUN_DIR/summary.json from its status.
+struct WriteSummary {
+  std::string run_id;
+};
+using Effect = std::variant<SendToAgent, CloseSession, AnswerCall, WritePendingManifest,
+                            PublishManifest, DeleteCheckpoint, WriteSummary>;
+
+struct Decision {
+  std::vector<v1::Fact> facts;
+  std::vector<Effect> effects;
+};
+
+struct CoreOptions {
+  Epoch epoch{1};
+  std::chrono::milliseconds charge_interval{10'000};
+};
+
+class Core {
+ public:
+  explicit Core(CoreOptions options);
+  ~Core();
+
+  // Replay: the state after `fact`. kDataLoss: the fact does not follow from the state (its
+  // index, or what it names).
+  absl::Status Evolve(const v1::Fact& fact);
+  // Replay begins from a snapshot instead of nothing.
+  absl::Status Restore(const v1::StateSnapshot& snapshot);
+  v1::StateSnapshot Snapshot() const;
+
+  // After replay, before the first Decide: opens the epoch, and asks again for what a crash may
+  // have cut off (manifests to publish, summaries to write, charges to close).
+  Decision Open(Now now);
+
+  Decision Decide(const Event& event, Now now);
+  // When the next Tick is due at the latest.
+  SteadyTime NextDeadline() const;
+
+  // --- questions; none changes anything ---
+  const State& state() const;
+  absl::StatusOr<v1::RunStatus> GetRun(const std::string& run_id, Now now) const;
+  std::vector<v1::RunStatus> ListRuns(Now now) const;
+  // Live nodes with their metrics addresses, in NodeId order.
+  std::vector<v1::NodeStatus> Nodes() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace paceline::core

@@ -1,0 +1,93 @@
+// The model of one rank: forward and backward of a micro-batch, every layer written out, no
+// autograd. Memory comes from an arena sized at Create; Forward and Backward allocate nothing.
+//
+//   ZeroGradients; for each micro-batch { Forward; Backward }; reduce; AdamW on weights().
+//
+// Invariant: equal weights and equal micro-batches give equal bits in loss and gradients.
+// Threading: belongs to the step thread; kernels run on the compute stream given to Create.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "common/model_shape.h"
+#include "common/run_file.h"
+#include "common/status.h"
+#include "worker/kernels/stream.h"
+#include "worker/model/parameters.h"
+
+namespace paceline {
+
+struct ModelOptions {
+  std::int64_t micro_batch_size = 1;
+  std::int64_t sequence_length = 0;
+  bool training = true;  // false: no gradients, no saved activations
+};
+
+// tokens, targets: (micro_batch_size, sequence_length), row-major, every value in
+// [0, vocab_size). Fewer rows or a shorter sequence than the options' are allowed.
+struct MicroBatch {
+  std::span<const std::int32_t> tokens;
+  std::span<const std::int32_t> targets;
+  std::int64_t rows = 0;
+  std::int64_t sequence = 0;
+};
+
+struct ExpertLoad {
+  double max_over_mean = 0;  // of the worst layer
+  std::int64_t dead = 0;     // experts without a token, over all sparse layers
+};
+
+class Model {
+ public:
+  // kInvalidArgument names the field that does not fit. kResourceExhausted: not enough memory.
+  static absl::StatusOr<std::unique_ptr<Model>> Create(const ModelSection& section,
+                                                       const ModelOptions& options,
+                                                       Stream& compute);
+  virtual ~Model() = default;
+
+  // Initial weights from the seed; norms are ones, balancing biases zero.
+  virtual void Initialize(std::uint64_t seed) = 0;
+
+  virtual const std::vector<Parameter>& parameters() const = 0;
+  virtual std::span<StateBuffer> state_buffers() = 0;
+  virtual std::span<float> weights() = 0;    // flat, parameters().offset into it
+  virtual std::span<float> gradients() = 0;  // of the latest micro-batch (or summed, see below)
+  // Contiguous ranges that cover the flat arrays, in the order in which Backward completes them.
+  virtual const std::vector<GradientBucket>& buckets() const = 0;
+
+  // Sum over the micro-batch's tokens of the cross-entropy in nats, rounded once to float32 (so
+  // that sums of a few of them in float64 are exact and do not depend on their order).
+  // Keeps the activations for Backward. Expert loads are added to expert_tokens().
+  virtual float Forward(const MicroBatch& batch) = 0;
+
+  // Gradients of loss_scale * (sum over the micro-batch) of the latest Forward. `accumulate`:
+  // add to gradients(), else overwrite them. Calls bucket_ready(i) once bucket i of gradients()
+  // is complete on the compute stream, for i = 0, 1, ... buckets().size() - 1.
+  virtual void Backward(float loss_scale, bool accumulate,
+                        const std::function<void(std::size_t)>& bucket_ready) = 0;
+
+  // logits: (rows * sequence, vocab_size) of `batch`; targets are not read. For generation.
+  virtual void Logits(const MicroBatch& batch, std::span<float> logits) = 0;
+
+  // Tokens each routed expert got since ResetExpertTokens: (sparse layers, n_routed_experts).
+  // Summed over ranks by the trainer before UpdateRouterBias.
+  virtual std::span<std::int64_t> expert_tokens() = 0;
+  virtual void ResetExpertTokens() = 0;
+  // bias += rate * sign(mean load - load), by layer and expert, from expert_tokens().
+  // Source: DeepSeek-V3 technical report, arXiv:2412.19437, section 2.1.2.
+  virtual void UpdateRouterBias(float rate) = 0;
+  virtual ExpertLoad expert_load() const = 0;
+
+  // Name of the first parameter whose range of `flat` (laid out as weights()) holds a
+  // non-finite value; empty when all are finite.
+  virtual std::string FirstNonFinite(std::span<const float> flat) const = 0;
+
+  virtual std::int64_t arena_bytes() const = 0;
+};
+
+}  // namespace paceline
