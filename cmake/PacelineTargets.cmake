@@ -2,6 +2,7 @@
 
 add_library(paceline_options INTERFACE)
 target_include_directories(paceline_options INTERFACE ${PROJECT_SOURCE_DIR})
+target_compile_definitions(paceline_options INTERFACE PACELINE_VERSION="${PROJECT_VERSION}")
 target_compile_options(paceline_options INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wno-missing-field-initializers>)
 if(PACELINE_WERROR)
@@ -47,6 +48,10 @@ function(paceline_test name)
     set(ARG_TIMEOUT 120)
   endif()
   add_test(NAME ${name} COMMAND ${name})
+  if(ARG_LABEL STREQUAL "integration")
+    # Real processes share the cores with what they are timed against.
+    set_tests_properties(${name} PROPERTIES RUN_SERIAL TRUE)
+  endif()
   set_tests_properties(${name} PROPERTIES LABELS ${ARG_LABEL} TIMEOUT ${ARG_TIMEOUT}
     ENVIRONMENT "PACELINE_BIN_DIR=${PROJECT_BINARY_DIR}/bin;PACELINE_SOURCE_DIR=${PROJECT_SOURCE_DIR}")
 endfunction()

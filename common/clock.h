@@ -16,10 +16,9 @@ struct Now {
 };
 
 inline Now ReadClock() {
-  return {std::chrono::steady_clock::now(),
-          std::chrono::duration_cast<std::chrono::milliseconds>(
-              std::chrono::system_clock::now().time_since_epoch())
-              .count()};
+  return {std::chrono::steady_clock::now(), std::chrono::duration_cast<std::chrono::milliseconds>(
+                                                std::chrono::system_clock::now().time_since_epoch())
+                                                .count()};
 }
 
 inline double SecondsBetween(SteadyTime from, SteadyTime to) {

@@ -39,9 +39,19 @@ struct Manifest {
   std::uint64_t seed = 0;   // every random stream is a function of (seed, position)
   std::string corpus_digest;
   std::string ledger_digest;
-  std::string run_file;     // effective TOML: the folder alone suffices to resume
+  std::string run_file;  // effective TOML: the folder alone suffices to resume
   std::vector<ManifestPart> parts;
 };
+
+// Bytes of one element of a safetensors dtype; 0: not a dtype that Paceline knows.
+std::int64_t DtypeBytes(const std::string& dtype);
+
+// Bytes of a slice. kInvalidArgument: the slice cannot be (dtype, ranks, extents, or it lies
+// outside of its tensor); the text names the tensor and what is wrong.
+absl::StatusOr<std::int64_t> BytesOf(const TensorSliceInfo& slice);
+
+// Whether `file` can name a part: a plain name, no path.
+bool IsPartFileName(const std::string& file);
 
 std::string ToJson(const Manifest& manifest);
 // kDataLoss: torn or altered (says which). kFailedPrecondition: a newer version.

@@ -4,7 +4,6 @@
 // Threading: plain values.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -14,7 +13,7 @@
 namespace paceline {
 
 struct RunSection {
-  std::string name;     // required; letters, digits, '-', '_', '.'
+  std::string name;  // required; letters, digits, '-', '_', '.'
   std::string member = "local";
   std::string project = "default";
   std::uint64_t seed = 1;
@@ -26,8 +25,8 @@ struct ModelSection {
   std::int64_t hidden_size = 0;
   std::int64_t num_hidden_layers = 0;
   std::int64_t num_attention_heads = 0;
-  std::int64_t num_key_value_heads = 0;
-  std::int64_t head_dim = 0;  // default: hidden_size / num_attention_heads
+  std::int64_t num_key_value_heads = 0;  // default: num_attention_heads
+  std::int64_t head_dim = 0;             // default: hidden_size / num_attention_heads
   std::int64_t intermediate_size = 0;
   std::int64_t n_routed_experts = 0;  // 0: a dense model
   std::int64_t n_shared_experts = 0;
@@ -72,7 +71,7 @@ struct TrainSection {
   double adam_beta1 = 0.9;
   double adam_beta2 = 0.95;
   double adam_eps = 1e-8;
-  double clip_grad_norm = 1.0;  // 0: off
+  double clip_grad_norm = 1.0;           // 0: off
   std::int64_t eval_interval_steps = 0;  // 0: only at the end
   std::int64_t eval_batches = 16;        // global batches of held-out text an evaluation
   std::string reduction = "exact";       // or "fast"

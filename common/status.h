@@ -24,10 +24,10 @@ absl::Status Annotate(const absl::Status& status, const std::string& context);
 #define PACELINE_CONCAT_INNER(a, b) a##b
 #define PACELINE_CONCAT(a, b) PACELINE_CONCAT_INNER(a, b)
 
-#define RETURN_IF_ERROR(expression)                                        \
-  do {                                                                     \
+#define RETURN_IF_ERROR(expression)                                         \
+  do {                                                                      \
     if (absl::Status paceline_status = (expression); !paceline_status.ok()) \
-      return paceline_status;                                              \
+      return paceline_status;                                               \
   } while (false)
 
 #define ASSIGN_OR_RETURN(target, expression) \

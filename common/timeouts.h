@@ -9,14 +9,14 @@
 namespace paceline {
 
 struct Timeouts {
-  std::chrono::milliseconds heartbeat;    // between two of an agent
-  std::chrono::milliseconds lease;        // a node silent for longer is lost
-  std::chrono::milliseconds collective;   // one collective operation, from entry
-  std::chrono::milliseconds connect;      // one connection attempt to a peer, an agent, ...
+  std::chrono::milliseconds heartbeat;      // between two of an agent
+  std::chrono::milliseconds lease;          // a node silent for longer is lost
+  std::chrono::milliseconds collective;     // one collective operation, from entry
+  std::chrono::milliseconds connect;        // one connection attempt to a peer, an agent, ...
   std::chrono::milliseconds reconnect_max;  // longest pause between attempts
-  std::chrono::milliseconds startup;      // from planning to the generation's first step
-  std::chrono::milliseconds checkpoint;   // from a rank's snapshot to its durable part
-  std::chrono::milliseconds shutdown;     // from EndGeneration to the workers' end
+  std::chrono::milliseconds startup;        // from planning to the generation's first step
+  std::chrono::milliseconds checkpoint;     // from a rank's snapshot to its durable part
+  std::chrono::milliseconds shutdown;       // from EndGeneration to the workers' end
 };
 
 Timeouts TimeoutsFor(std::int64_t budget_ms);

@@ -9,6 +9,12 @@
 // Decide already evolves the state by its own facts; Evolve alone rebuilds it on replay. What
 // need not survive a crash (leases, sessions, progress, rendezvous addresses, parts of a
 // checkpoint in flight) lives beside the state and is rebuilt from what agents send again.
+//
+// Lost words: an agent that registers again says again what was not acknowledged (RankReady,
+// CheckpointPart until CheckpointCommitted, CheckpointFailed, WindowRequest, RankFinished,
+// RankFailed, GenerationGone) and then a heartbeat; the core tells it again where it stands
+// (StartGeneration, Peers, StopGeneration, EndGeneration, ReleaseNode). Either side takes
+// repeats. A message of a generation that is not open is answered by EndGeneration.
 // Invariant: an effect never leaves before the facts of its decision are durable (the shell's
 // duty), and everything that names an old generation, incarnation or session changes nothing.
 // Threading: confined to the coordinator loop; holds no lock.
@@ -57,8 +63,8 @@ struct ManifestWritten {
   absl::Status status;
 };
 struct Tick {};
-using Event = std::variant<AgentSaid, SessionClosed, SubmitRunCalled, StopRunCalled,
-                           ManifestWritten, Tick>;
+using Event =
+    std::variant<AgentSaid, SessionClosed, SubmitRunCalled, StopRunCalled, ManifestWritten, Tick>;
 
 // --- effects ---
 struct SendToAgent {

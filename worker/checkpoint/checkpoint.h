@@ -28,7 +28,7 @@ struct WrittenPart {
   std::string file;  // relative to the checkpoint's folder
   std::int64_t bytes = 0;
   std::vector<TensorSliceInfo> slices;  // with digests
-  double stall_seconds = 0;  // that Snapshot kept the step thread
+  double stall_seconds = 0;             // that Snapshot kept the step thread
   double write_seconds = 0;
   double fsync_seconds = 0;  // of these
 };

@@ -61,9 +61,9 @@ class Communicator {
   // recv[recv_offsets[r] ..). Counts may be zero. The arrays (size() entries each) are read
   // when the operation runs.
   virtual void AllToAll(Stream& stream, const char* name, const void* send,
-                        const std::size_t* send_counts, const std::size_t* send_offsets,
-                        void* recv, const std::size_t* recv_counts,
-                        const std::size_t* recv_offsets, DataType type) = 0;
+                        const std::size_t* send_counts, const std::size_t* send_offsets, void* recv,
+                        const std::size_t* recv_counts, const std::size_t* recv_offsets,
+                        DataType type) = 0;
   virtual void Send(Stream& stream, const char* name, const void* buffer, std::size_t count,
                     DataType type, int peer) = 0;
   virtual void Recv(Stream& stream, const char* name, void* buffer, std::size_t count,

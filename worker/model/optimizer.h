@@ -1,7 +1,7 @@
 // AdamW over flat ranges, global-norm clipping and learning-rate schedules.
 // Invariant: each element's update depends on that element alone (and on the step's scalars),
 // so a sharded optimizer gives the same bits as a whole one.
-// Threading: pure, but for the arrays they are given.
+// Threading: as a kernel: belongs to the thread of the stream.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "common/run_file.h"
+#include "worker/kernels/stream.h"
 #include "worker/model/parameters.h"
 
 namespace paceline {
@@ -26,17 +27,19 @@ struct AdamWStep {
 // Loshchilov & Hutter, arXiv:1711.05101, algorithm 2, as torch.optim.AdamW computes it:
 //   w -= lr * wd * w;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
 //   w -= lr / (1-b1^t) * m / (sqrt(v) / sqrt(1-b2^t) + eps)
-void AdamW(const AdamWStep& step, std::span<float> weights, std::span<const float> gradients,
-           std::span<float> exp_avg, std::span<float> exp_avg_sq);
+// Runs on `stream`; weights, exp_avg and exp_avg_sq are written when it gets there.
+void AdamW(Stream& stream, const AdamWStep& step, std::span<float> weights,
+           std::span<const float> gradients, std::span<float> exp_avg, std::span<float> exp_avg_sq);
 
 // AdamW over [offset, offset + elements) of the flat arrays, with each parameter's own decay.
-void AdamWOverParameters(const AdamWStep& step, const std::vector<Parameter>& parameters,
-                         std::int64_t offset, std::int64_t elements, std::span<float> weights,
+void AdamWOverParameters(Stream& stream, const AdamWStep& step,
+                         const std::vector<Parameter>& parameters, std::int64_t offset,
+                         std::int64_t elements, std::span<float> weights,
                          std::span<const float> gradients, std::span<float> exp_avg,
                          std::span<float> exp_avg_sq);
 
-// Sum of squares in float64, in a fixed order.
-double SumOfSquares(std::span<const float> values);
+// Sum of squares in float64, in a fixed order. Waits for `stream`; NaN when it has failed.
+double SumOfSquares(Stream& stream, std::span<const float> values);
 
 // Learning rate of `step` (1 is the first). Linear warm-up over warmup_steps, then
 //   cosine    from learning_rate to min_learning_rate at the last step

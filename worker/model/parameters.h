@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -41,7 +42,10 @@ struct StateBuffer {
 
 // Initial value of element `index` of parameter `name`: normal(0, stddev), a function of
 // (seed, name, index) alone (Philox4x32-10 and Box-Muller), so it does not depend on the layout.
-float InitialNormal(std::uint64_t seed, const std::string& name, std::int64_t index,
-                    double stddev);
+float InitialNormal(std::uint64_t seed, const std::string& name, std::int64_t index, double stddev);
+
+// values[i] = InitialNormal(seed, name, i, stddev).
+void FillInitialNormal(std::uint64_t seed, const std::string& name, double stddev,
+                       std::span<float> values);
 
 }  // namespace paceline

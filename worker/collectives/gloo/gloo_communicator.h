@@ -1,6 +1,7 @@
 // The Communicator over Gloo's TCP transport. The collectives are Paceline's own, on Gloo's
 // unbound buffers (point to point): reductions exchange shards all to all and sum in rank order.
 // Invariant: after Abort every buffer operation in flight on this rank has been woken.
+// Process-wide: a SIGPIPE that nobody handles is ignored from the first connection on.
 // Threading: see Communicator.
 #pragma once
 

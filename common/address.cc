@@ -1,0 +1,48 @@
+#include "common/address.h"
+
+#include <charconv>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+
+namespace paceline {
+
+std::string Address::ToString() const {
+  const bool ipv6 = host.find(':') != std::string::npos;
+  return ipv6 ? absl::StrCat("[", host, "]:", port) : absl::StrCat(host, ":", port);
+}
+
+absl::StatusOr<Address> ParseAddress(const std::string& name, const std::string& text) {
+  const absl::Status malformed = absl::InvalidArgumentError(
+      absl::StrCat(name, " = \"", text, "\": must be HOST:PORT with a port from 0 (any) to 65535"));
+  const std::size_t colon = text.rfind(':');
+  if (colon == std::string::npos || colon == 0) return malformed;
+  Address address;
+  address.host = text.substr(0, colon);
+  if (address.host.front() == '[' && address.host.back() == ']') {
+    address.host = address.host.substr(1, address.host.size() - 2);
+  } else if (address.host.find(':') != std::string::npos) {
+    return malformed;  // An IPv6 host without brackets is ambiguous.
+  }
+  const char* const end = text.data() + text.size();
+  const auto [parsed_to, error] = std::from_chars(text.data() + colon + 1, end, address.port);
+  if (error != std::errc() || parsed_to != end || address.port < 0 || address.port > 65535 ||
+      address.host.empty()) {
+    return malformed;
+  }
+  return address;
+}
+
+absl::StatusOr<Address> ParseLoopbackAddress(const std::string& name, const std::string& text) {
+  ASSIGN_OR_RETURN(const Address address, ParseAddress(name, text));
+  const bool ipv4 = absl::StartsWith(address.host, "127.") &&
+                    address.host.find_first_not_of("0123456789.") == std::string::npos;
+  if (!ipv4 && address.host != "::1" && address.host != "localhost") {
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, " = \"", text, "\": only loopback addresses are allowed (127.0.0.1, ",
+                     "[::1] or localhost), because connections are not encrypted"));
+  }
+  return address;
+}
+
+}  // namespace paceline

@@ -1,0 +1,91 @@
+// Child processes: started without a shell, watched to their end, and never left behind.
+//
+//   ASSIGN_OR_RETURN(auto child, Process::Start({.argv = {program, "--flag"}, .log_path = log}));
+//   if (!child->WaitFor(5s)) child->Kill();
+//
+// Each Process owns one thread that forks the child, waits for its end (pidfd) and copies its
+// stderr. That the forking thread outlives the child is what makes parent_death_signal sound:
+// the kernel sends it when the *thread* that forked ends, not the process.
+// Invariant: a Process that has been destroyed has no living child, and nothing else of the
+// child's process group lives either.
+// Threading: every method is safe from any thread.
+#pragma once
+
+#include <sys/types.h>
+
+#include <chrono>
+#include <csignal>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/status.h"
+
+namespace paceline {
+
+// How a process ended.
+struct ProcessExit {
+  int exit_code = -1;  // -1 when a signal ended it
+  int signal = 0;      // 0 when it exited by itself
+
+  bool clean() const { return exit_code == 0; }
+};
+
+// "exit code 3", "signal 9 (Killed)".
+std::string ToString(const ProcessExit& exit);
+
+struct ProcessOptions {
+  std::vector<std::string> argv;         // argv[0] is the program's path (no search in PATH)
+  std::vector<std::string> environment;  // "NAME=value", on top of this process's own
+  std::string working_folder;            // empty: this process's
+  // stdout and stderr are appended to this file (created with mode 0644; its folder must
+  // exist). Empty: both are inherited and stderr_tail() stays empty.
+  std::string log_path;
+  std::string log_header;  // a line written to the log before the child starts; empty: none
+  // What the child gets when this process dies, however it dies; 0: nothing, it lives on.
+  int parent_death_signal = SIGKILL;
+  // The child leads a process group of its own, so that Ctrl-C at the terminal reaches this
+  // process alone, and signals sent here reach the child's children too.
+  bool own_group = true;
+  std::size_t stderr_tail_lines = 50;
+  // Called once, on the process's own thread, after the child has ended and its stderr has been
+  // read. Must not destroy the Process.
+  std::function<void(const ProcessExit&)> on_exit;
+};
+
+class Process {
+ public:
+  // kNotFound, kPermissionDenied: of the program or the log, which the text names. Else as
+  // ErrnoStatus (common/files.h), kUnavailable when the system is out of processes.
+  static absl::StatusOr<std::unique_ptr<Process>> Start(ProcessOptions options);
+  // Kills what still lives, waits for its end.
+  ~Process();
+  Process(const Process&) = delete;
+  Process& operator=(const Process&) = delete;
+
+  pid_t pid() const;
+  // Sends `signal` to the child (and its group). Does nothing once the child has ended.
+  void Signal(int signal);
+  void Kill() { Signal(SIGKILL); }
+
+  // The child's end; nullopt: it lives.
+  std::optional<ProcessExit> exit() const;
+  // Waits for the end at most `timeout`; nullopt: it still lives.
+  std::optional<ProcessExit> WaitFor(std::chrono::milliseconds timeout) const;
+  ProcessExit Wait() const;
+
+  // The last lines the child wrote to stderr, oldest first; long lines are cut.
+  std::vector<std::string> stderr_tail() const;
+
+ private:
+  struct Impl;
+  explicit Process(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+// The folder this program's executable lies in: where its sibling programs are found.
+std::string ProgramFolder();
+
+}  // namespace paceline

@@ -1,0 +1,196 @@
+#include <cmath>
+#include <cstdint>
+#include <string>
+
+#include "common/run_file_findings.h"
+#include "common/run_file_schema.h"
+
+namespace paceline::run_file {
+namespace {
+
+// Flat arrays of parameters are indexed by 64-bit integers and held in float64 while reducing.
+constexpr double kMaxParameters = 1e15;
+// Tokens of a whole run are counted in 64-bit integers.
+constexpr double kMaxTokens = 4e18;
+
+std::string Number(std::int64_t value) { return std::to_string(value); }
+
+void CheckAttention(const ModelSection& model, Findings& findings) {
+  if (findings.AreGood(
+          {{"model", "hidden_size"}, {"model", "num_attention_heads"}, {"model", "head_dim"}}) &&
+      model.head_dim == 0) {
+    findings.Report("model", "head_dim",
+                    "is missing, and its default, hidden_size / num_attention_heads, is " +
+                        Number(model.hidden_size) + " / " + Number(model.num_attention_heads) +
+                        ": no whole number of at least 2; give an even head_dim");
+  } else if (findings.AreGood({{"model", "head_dim"}}) && model.head_dim % 2 != 0) {
+    findings.Report("model", "head_dim",
+                    "must be even (rotary embedding turns pairs), is " + Number(model.head_dim) +
+                        "; try " + Number(model.head_dim + 1));
+  }
+  if (findings.AreGood({{"model", "num_attention_heads"}, {"model", "num_key_value_heads"}}) &&
+      model.num_attention_heads % model.num_key_value_heads != 0) {
+    findings.Report("model", "num_key_value_heads",
+                    "must divide num_attention_heads = " + Number(model.num_attention_heads));
+  }
+}
+
+void CheckExperts(const ModelSection& model, Findings& findings) {
+  const bool sparse =
+      findings.AreGood({{"model", "n_routed_experts"}}) && model.n_routed_experts > 0;
+  if (sparse && findings.AreGood({{"model", "num_experts_per_tok"}})) {
+    if (model.num_experts_per_tok < 1) {
+      findings.Report("model", "num_experts_per_tok",
+                      "must be at least 1 when n_routed_experts is above 0");
+    } else if (model.num_experts_per_tok > model.n_routed_experts) {
+      findings.Report("model", "num_experts_per_tok",
+                      "must be at most n_routed_experts = " + Number(model.n_routed_experts));
+    }
+  }
+  if (sparse && findings.AreGood({{"model", "moe_intermediate_size"}}) &&
+      model.moe_intermediate_size < 1) {
+    findings.Report("model", "moe_intermediate_size",
+                    "must be at least 1 when n_routed_experts is above 0");
+  }
+  if (!findings.AreGood({{"model", "n_routed_experts"},
+                         {"model", "first_k_dense_replace"},
+                         {"model", "num_hidden_layers"}})) {
+    return;
+  }
+  if (model.first_k_dense_replace > model.num_hidden_layers) {
+    findings.Report("model", "first_k_dense_replace",
+                    "must be at most num_hidden_layers = " + Number(model.num_hidden_layers));
+  } else if ((!sparse || model.first_k_dense_replace > 0) &&
+             findings.AreGood({{"model", "intermediate_size"}}) && model.intermediate_size < 1) {
+    findings.Report("model", "intermediate_size",
+                    "must be at least 1: the model has dense layers (n_routed_experts = 0, or "
+                    "first_k_dense_replace above 0)");
+  }
+}
+
+void CheckModelSize(const ModelSection& model, Findings& findings) {
+  if (!findings.AreGood({{"model", "vocab_size"},
+                         {"model", "hidden_size"},
+                         {"model", "num_hidden_layers"},
+                         {"model", "num_attention_heads"},
+                         {"model", "num_key_value_heads"},
+                         {"model", "head_dim"},
+                         {"model", "intermediate_size"},
+                         {"model", "n_routed_experts"},
+                         {"model", "n_shared_experts"},
+                         {"model", "moe_intermediate_size"}})) {
+    return;
+  }
+  const double hidden = static_cast<double>(model.hidden_size);
+  const double layers = static_cast<double>(model.num_hidden_layers);
+  const double attention =
+      2.0 * hidden * static_cast<double>(model.head_dim) *
+      static_cast<double>(model.num_attention_heads + model.num_key_value_heads);
+  const double experts = static_cast<double>(model.n_routed_experts + model.n_shared_experts);
+  const double mlp = 3.0 * hidden *
+                     (static_cast<double>(model.intermediate_size) +
+                      experts * static_cast<double>(model.moe_intermediate_size));
+  const double bound =
+      2.0 * static_cast<double>(model.vocab_size) * hidden + layers * (attention + mlp);
+  if (bound > kMaxParameters) {
+    findings.Report("model", "hidden_size",
+                    "the model would have about " + RealText(std::round(bound)) +
+                        " parameters; at most 1e15 are allowed");
+  }
+}
+
+// Parameters lie at multiples of 16 elements in the workers' flat arrays, without padding between
+// matrices that are multiplied as one.
+void CheckHiddenSize(const ModelSection& model, Findings& findings) {
+  constexpr std::int64_t kMultiple = 16;
+  if (!findings.AreGood({{"model", "hidden_size"}}) || model.hidden_size % kMultiple == 0) return;
+  findings.Report("model", "hidden_size",
+                  "must be a multiple of " + Number(kMultiple) + "; try " +
+                      Number((model.hidden_size / kMultiple + 1) * kMultiple));
+}
+
+void CheckBatch(const RunFile& run_file, Findings& findings) {
+  if (!findings.AreGood(
+          {{"layout", "pipeline"}, {"launch", "nodes"}, {"launch", "slots_per_node"}})) {
+    return;
+  }
+  const std::int64_t world = run_file.WorldSize();
+  const std::string ranks = Number(world) + " ranks (nodes = " + Number(run_file.launch.nodes) +
+                            " x slots_per_node = " + Number(run_file.launch.slots_per_node) + ")";
+  if (world % run_file.layout.pipeline != 0) {
+    findings.Report("layout", "pipeline", "must divide the " + ranks);
+    return;
+  }
+  const std::int64_t data_parallel = run_file.DataParallel();
+  if (findings.AreGood({{"layout", "expert"}}) && data_parallel % run_file.layout.expert != 0) {
+    findings.Report(
+        "layout", "expert",
+        "must divide the data parallel size " + Number(data_parallel) + " of the " + ranks);
+  }
+  if (!findings.AreGood({{"train", "global_batch_size"}, {"train", "micro_batch_size"}})) return;
+  const std::int64_t batch = run_file.train.global_batch_size;
+  const std::int64_t unit = run_file.train.micro_batch_size * data_parallel;
+  if (batch % unit == 0) return;
+  const std::int64_t below = batch / unit * unit;
+  const std::int64_t above = below + unit;
+  const bool take_below = below > 0 && batch - below <= above - batch;
+  findings.Report("train", "global_batch_size",
+                  "must be a multiple of micro_batch_size x data parallel = " +
+                      Number(run_file.train.micro_batch_size) + " x " + Number(data_parallel) +
+                      " = " + Number(unit) + " on " + ranks + "; the nearest that fits is " +
+                      Number(take_below ? below : above));
+}
+
+void CheckSchedule(const TrainSection& train, Findings& findings) {
+  if (findings.AreGood({{"train", "learning_rate"}, {"train", "min_learning_rate"}}) &&
+      train.min_learning_rate > train.learning_rate) {
+    findings.Report("train", "min_learning_rate",
+                    "must be at most learning_rate = " + RealText(train.learning_rate));
+  }
+  if (findings.AreGood({{"train", "steps"}, {"train", "warmup_steps"}})) {
+    if (train.warmup_steps >= train.steps) {
+      findings.Report("train", "warmup_steps", "must be below steps = " + Number(train.steps));
+    } else if (train.lr_schedule == "wsd" &&
+               findings.AreGood({{"train", "decay_fraction"}, {"train", "lr_schedule"}}) &&
+               static_cast<double>(train.warmup_steps) +
+                       train.decay_fraction * static_cast<double>(train.steps) >
+                   static_cast<double>(train.steps)) {
+      findings.Report("train", "decay_fraction",
+                      "the decay must fit behind the warm-up: warmup_steps + decay_fraction x "
+                      "steps must be at most steps = " +
+                          Number(train.steps));
+    }
+  }
+  if (findings.AreGood(
+          {{"train", "steps"}, {"train", "global_batch_size"}, {"train", "sequence_length"}}) &&
+      static_cast<double>(train.steps) * static_cast<double>(train.global_batch_size) *
+              static_cast<double>(train.sequence_length) >
+          kMaxTokens) {
+    findings.Report("train", "steps",
+                    "steps x global_batch_size x sequence_length must be at most 4e18 tokens");
+  }
+}
+
+// What the format allows and this version cannot do yet.
+void RefuseUnbuilt(const RunFile& run_file, Findings& findings) {
+  if (findings.AreGood({{"layout", "pipeline"}}) && run_file.layout.pipeline > 1) {
+    findings.Report("layout", "pipeline", "this version trains with pipeline = 1");
+  }
+  if (findings.AreGood({{"layout", "expert"}}) && run_file.layout.expert > 1) {
+    findings.Report("layout", "expert", "this version trains with expert = 1");
+  }
+}
+
+}  // namespace
+
+void CheckTogether(const RunFile& run_file, Findings& findings) {
+  CheckAttention(run_file.model, findings);
+  CheckExperts(run_file.model, findings);
+  CheckModelSize(run_file.model, findings);
+  CheckHiddenSize(run_file.model, findings);
+  CheckBatch(run_file, findings);
+  CheckSchedule(run_file.train, findings);
+  RefuseUnbuilt(run_file, findings);
+}
+
+}  // namespace paceline::run_file

@@ -1,0 +1,185 @@
+// The inside of Core: durable state, what lives beside it, and one method for each thing that
+// can happen. Split over core.cc (dispatch, facts, clock), core_nodes.cc (membership),
+// core_runs.cc (generations and the run's life), core_training.cc (what ranks say while they
+// train), core_status.cc (questions).
+// Invariant: everything here but `state_` can be lost at any instant; agents say it again.
+// Threading: confined to the coordinator loop; holds no lock.
+#pragma once
+
+#include <deque>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "common/timeouts.h"
+#include "coordinator/core/checkpoints.h"
+#include "coordinator/core/core.h"
+#include "coordinator/core/deadlines.h"
+#include "coordinator/core/membership.h"
+#include "coordinator/core/planner.h"
+
+namespace paceline::core {
+
+struct RankRuntime {
+  NodeId node;
+  int slot = 0;
+  bool ready = false;
+  std::string address;
+  bool finished = false;
+  v1::RankProgress progress;
+};
+
+// An open generation, as far as a crash may forget it.
+struct GenerationRuntime {
+  v1::GenerationKey key;
+  Timeouts limits;
+  std::vector<RankRuntime> ranks;
+  std::map<NodeId, std::vector<std::int32_t>> ranks_of;  // in rank order
+  std::size_t ready = 0;
+  std::size_t finished = 0;
+  bool stepped = false;        // the first step is known to be done
+  std::int64_t last_step = 0;  // the highest completed by a rank
+  double step_seconds = 0;     // smoothed; 0: none timed yet
+  std::optional<v1::StepRecord> step;
+  std::optional<v1::EvalRecord> eval;
+  SteadyTime startup_deadline;
+  CheckpointsInFlight checkpoints;
+  std::optional<v1::RankFailed> failure;  // secondary: its cause may still come
+  SteadyTime failure_deadline;
+  std::int64_t final_step = -1;  // where every rank finished
+  SteadyTime final_deadline;
+  bool heard_after_finish = false;  // the last records of rank 0's node are in
+};
+
+// A live node, as far as a crash may forget it.
+struct NodeRuntime {
+  std::optional<SessionId> session;
+  std::int64_t last_heartbeat_ms = 0;  // the journal's clock
+  // After a reconnection: nobody knows yet which generations its workers belong to.
+  bool heard = true;
+  std::optional<v1::GenerationKey> draining;  // told to end, not yet gone
+  bool released = false;
+};
+
+struct Core::Impl {
+  explicit Impl(CoreOptions options) : options_(options) {}
+
+  // --- core.cc ---
+  Decision Open(Now now);
+  Decision Decide(const Event& event, Now now);
+  SteadyTime NextDeadline() const;
+  void On(const AgentSaid& event);
+  void On(const SessionClosed& event);
+  void On(const SubmitRunCalled& event);
+  void On(const StopRunCalled& event);
+  void On(const ManifestWritten& event);
+  void On(const Tick& event);
+  // A fact takes effect on the state here and goes to the journal with the decision.
+  void Emit(v1::Fact fact);
+  // The journal's clock: wall time at Open, moved on by the steady clock, never back.
+  std::int64_t WallMs(Now now) const;
+  void Send(NodeId node, v1::CoordinatorMessage message);
+  void SendToAll(const GenerationRuntime& generation, const v1::CoordinatorMessage& message);
+  void Answer(CallId call, absl::Status status, const std::string& run_id = "");
+
+  // --- core_nodes.cc ---
+  void OnRegister(SessionId session, const v1::RegisterNode& node);
+  void OnHeartbeat(NodeId node, const v1::Heartbeat& heartbeat);
+  void OnGone(NodeId node, const v1::GenerationKey& key);
+  void Join(NodeId id, const v1::RegisterNode& info);
+  // The node is no member any more: its charge is closed and its generation ended.
+  void LoseNode(NodeId node, const std::string& reason, const absl::Status& to_session);
+  void BindSession(SessionId session, NodeId node);
+  void GrantLease(NodeId node);
+  void TellWhereItStands(NodeId node);
+  // What names a generation that is not open is answered by its end.
+  void Fence(NodeId node, const v1::GenerationKey& key);
+  void Drain(NodeId node, const v1::GenerationKey& key, const std::string& reason);
+  void Charge(NodeId node);
+  void ChargeAll(const std::set<NodeId>& nodes);
+  void UpdateFree(NodeId node);
+  std::vector<FreeNode> FreeNodesFor(const Run& run) const;
+  std::int64_t BudgetOf(const Node& node) const;
+
+  // --- core_runs.cc ---
+  void Submit(CallId call, v1::SubmitRunRequest request);
+  // A resume of a run whose generation is open on nodes that nobody has heard of yet waits until
+  // they speak or their leases end.
+  void RetryDeferred();
+  // Checkpoints that the submission names as damaged do not stand any more.
+  void DiscardDamaged(const Run& run);
+  void TryPlans();
+  void TryPlan(const Run& run);
+  void StartGeneration(const Run& run, const Plan& plan);
+  void AddRuntime(const Run& run);
+  void SendStart(const Run& run, NodeId node);
+  // Ends the open generation, and goes on as the run's state says. `failure` empty: it was done.
+  void EndGeneration(const std::string& run_id, const std::string& reason,
+                     const v1::RankFailed& failure);
+  void RememberRanks(const GenerationRuntime& generation);
+  void FailGeneration(GenerationRuntime& generation, const v1::RankFailed& failure);
+  // The one place that decides what follows a generation: the run's end, or another generation.
+  // It follows from durable state alone, so that a restart in between decides alike.
+  void AfterGeneration(const std::string& run_id);
+  void EndRun(const Run& run, v1::RunState state, const std::string& reason, bool retryable);
+  void UpdateDeadline(const std::string& run_id);
+  void OnRunDeadline(const std::string& run_id);
+  void GrantWindows(GenerationRuntime& generation, std::int64_t until_step);
+  v1::RankFailed FailureOf(const GenerationRuntime& generation, std::int32_t rank,
+                           absl::StatusCode code, const std::string& error) const;
+
+  // --- core_training.cc ---
+  void OnProgress(NodeId node, const v1::NodeProgress& progress);
+  void OnReady(NodeId node, const v1::RankReady& ready);
+  void OnPart(NodeId node, const v1::CheckpointPart& part);
+  void OnCheckpointFailed(NodeId node, const v1::CheckpointFailed& failed);
+  void OnWindowRequest(NodeId node, const v1::WindowRequest& request);
+  void OnFinished(NodeId node, const v1::RankFinished& finished);
+  void OnFailed(NodeId node, const v1::RankFailed& failed);
+  void SendPeers(const GenerationRuntime& generation, std::optional<NodeId> only);
+  void WriteNextManifest(GenerationRuntime& generation);
+  void Commit(GenerationRuntime& generation, std::int64_t step);
+  void Retire(const Run& run);
+  void DiscardInFlight(GenerationRuntime& generation, std::int64_t step, const std::string& reason);
+  void Discard(const Run& run, std::int64_t step, const std::string& folder,
+               const std::string& reason);
+  void SettleFinal(GenerationRuntime& generation);
+  // The open generation that `key` names and `node` takes part in; nullptr (and the node is
+  // fenced): it is over. `rank` must be one of the node's; -1: none is named.
+  GenerationRuntime* Current(NodeId node, const v1::GenerationKey& key, std::int32_t rank);
+  std::string NodeNameOf(const GenerationRuntime& generation, std::int32_t rank) const;
+
+  // --- core_status.cc ---
+  v1::RunStatus StatusOf(const Run& run) const;
+  v1::NodeStatus StatusOf(const Node& node) const;
+  std::string WaitingReason(const Run& run) const;
+
+  const Run& RunOf(const GenerationRuntime& generation) const {
+    return state_.runs.at(generation.key.run_id());
+  }
+
+  CoreOptions options_;
+  State state_;
+
+  std::map<SessionId, NodeId> sessions_;
+  std::map<NodeId, NodeRuntime> nodes_;  // the live ones
+  LeaseTable leases_;
+  std::set<NodeId> free_;  // nodes that could take a generation now
+  std::int64_t free_slots_ = 0;
+  DeadlineSet<NodeId> drains_;
+  std::map<std::string, GenerationRuntime> generations_;             // by run
+  std::map<std::string, std::vector<v1::RankProgress>> last_ranks_;  // of ended generations
+  DeadlineSet<std::string> run_deadlines_;
+  std::deque<std::pair<CallId, v1::SubmitRunRequest>> deferred_;
+  bool retry_deferred_ = false;
+  SteadyTime next_charge_;
+  Now opened_;
+
+  // Of the decision being made.
+  Now now_;
+  Decision decision_;
+};
+
+}  // namespace paceline::core

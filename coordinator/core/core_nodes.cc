@@ -1,0 +1,240 @@
+// Membership inside Core: registrations, heartbeats, leases, charges, and which nodes are free.
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "coordinator/core/core_impl.h"
+#include "coordinator/core/costs.h"
+#include "coordinator/core/limits.h"
+
+namespace paceline::core {
+namespace {
+
+// Of nodes that registered before any run.
+constexpr std::int64_t kDefaultBudgetMs = 5000;
+
+bool Same(const v1::GenerationKey& a, const v1::GenerationKey& b) {
+  return a.generation() == b.generation() && a.run_id() == b.run_id();
+}
+
+}  // namespace
+
+void Core::Impl::OnRegister(SessionId session, const v1::RegisterNode& info) {
+  const auto refuse = [this, session](absl::Status why) {
+    decision_.effects.push_back(CloseSession{session, std::move(why)});
+  };
+  if (const auto bound = sessions_.find(session); bound != sessions_.end()) {
+    const Node& node = state_.nodes.at(bound->second);
+    if (node.info.name() != info.name() || node.info.incarnation() != info.incarnation()) {
+      return refuse(absl::InvalidArgumentError(
+          absl::StrCat("this session is registered as node ", node.info.name(),
+                       "; another node or incarnation opens a session of its own")));
+    }
+  }
+  const absl::StatusOr<Admission> admission = Admit(state_, info);
+  if (!admission.ok()) return refuse(admission.status());
+  const auto known = state_.node_by_name.find(info.name());
+  const NodeId id =
+      known == state_.node_by_name.end() ? NodeId{state_.next_node_id} : known->second;
+  const bool same_incarnation = known != state_.node_by_name.end() &&
+                                state_.nodes.at(id).info.incarnation() == info.incarnation();
+  if (*admission == Admission::kReplaces) {
+    const std::string reason =
+        absl::StrCat("node ", info.name(), ": its agent was started anew (incarnation ",
+                     info.incarnation(), " after ", state_.nodes.at(id).info.incarnation(), ")");
+    LoseNode(id, reason, absl::FailedPreconditionError(reason));
+  }
+  if (*admission != Admission::kReconnects) Join(id, info);
+  BindSession(session, id);
+  // The workers of a fresh incarnation are its own; of an old one nobody knows until it speaks.
+  if (same_incarnation) nodes_.at(id).heard = false;
+  GrantLease(id);
+  TellWhereItStands(id);
+  UpdateFree(id);
+  retry_deferred_ = true;
+  TryPlans();
+}
+
+void Core::Impl::Join(NodeId id, const v1::RegisterNode& info) {
+  v1::Fact joined;
+  joined.mutable_node_joined()->set_node_id(id.value());
+  *joined.mutable_node_joined()->mutable_node() = info;
+  Emit(std::move(joined));
+  nodes_[id] = {.last_heartbeat_ms = state_.at_ms};
+}
+
+void Core::Impl::BindSession(SessionId session, NodeId node) {
+  NodeRuntime& runtime = nodes_.at(node);
+  if (runtime.session && *runtime.session != session) {
+    sessions_.erase(*runtime.session);
+    decision_.effects.push_back(
+        CloseSession{*runtime.session, absl::UnavailableError("the agent opened another session")});
+  }
+  runtime.session = session;
+  sessions_[session] = node;
+  // Registering is a sign of life like a heartbeat.
+  runtime.last_heartbeat_ms = WallMs(now_);
+}
+
+void Core::Impl::GrantLease(NodeId id) {
+  const Node& node = state_.nodes.at(id);
+  const Timeouts limits = TimeoutsFor(BudgetOf(node));
+  leases_.Grant(id, node.incarnation(), limits.lease, now_.steady);
+  v1::CoordinatorMessage message;
+  message.mutable_registered()->set_node_id(id.value());
+  message.mutable_registered()->set_heartbeat_interval_ms(limits.heartbeat.count());
+  message.mutable_registered()->set_lease_ms(limits.lease.count());
+  Send(id, std::move(message));
+}
+
+void Core::Impl::TellWhereItStands(NodeId id) {
+  const Node& node = state_.nodes.at(id);
+  NodeRuntime& runtime = nodes_.at(id);
+  if (const auto it = generations_.find(node.payer);
+      it != generations_.end() && it->second.ranks_of.contains(id)) {
+    const Run& run = state_.runs.at(node.payer);
+    SendStart(run, id);
+    if (it->second.ready == it->second.ranks.size()) SendPeers(it->second, id);
+    if (!run.stop_reason.empty()) {
+      v1::CoordinatorMessage stop;
+      *stop.mutable_stop()->mutable_key() = it->second.key;
+      stop.mutable_stop()->set_reason(run.stop_reason);
+      Send(id, std::move(stop));
+    }
+    return;
+  }
+  if (runtime.draining) {
+    Drain(id, *runtime.draining, "the generation is over");
+  }
+  const Run* served = state_.FindRun(node.info.run_id());
+  if (!runtime.heard && served != nullptr && served->ended()) {
+    // It was there when the run ended, and may not have been told.
+    v1::CoordinatorMessage release;
+    release.mutable_release()->set_reason("its run has ended");
+    Send(id, std::move(release));
+    runtime.released = true;
+  }
+}
+
+void Core::Impl::OnHeartbeat(NodeId id, const v1::Heartbeat& heartbeat) {
+  const Node& node = state_.nodes.at(id);
+  if (!leases_.Renew(id, node.incarnation(), now_.steady).ok()) return;
+  nodes_.at(id).last_heartbeat_ms = WallMs(now_);
+  for (const v1::NodeProgress& progress : heartbeat.progress()) OnProgress(id, progress);
+  NodeRuntime& runtime = nodes_.at(id);
+  if (runtime.heard) return;
+  runtime.heard = true;
+  UpdateFree(id);
+  TryPlans();
+}
+
+void Core::Impl::OnGone(NodeId id, const v1::GenerationKey& key) {
+  NodeRuntime& runtime = nodes_.at(id);
+  if (runtime.draining && Same(*runtime.draining, key)) {
+    runtime.draining.reset();
+    drains_.Clear(id);
+    UpdateFree(id);
+    TryPlans();
+    return;
+  }
+  const auto it = generations_.find(key.run_id());
+  if (it == generations_.end() || !Same(it->second.key, key)) return;
+  const auto ranks = it->second.ranks_of.find(id);
+  if (ranks == it->second.ranks_of.end()) return;
+  for (const std::int32_t rank : ranks->second) {
+    if (it->second.ranks[static_cast<std::size_t>(rank)].finished) continue;
+    return FailGeneration(it->second, FailureOf(it->second, rank, absl::StatusCode::kUnavailable,
+                                                "its worker ended without a word"));
+  }
+}
+
+void Core::Impl::LoseNode(NodeId id, const std::string& reason, const absl::Status& to_session) {
+  const auto lost = nodes_.find(id);
+  if (lost == nodes_.end()) return;
+  Charge(id);
+  if (const auto it = generations_.find(state_.nodes.at(id).payer); it != generations_.end()) {
+    if (const auto ranks = it->second.ranks_of.find(id); ranks != it->second.ranks_of.end()) {
+      FailGeneration(it->second, FailureOf(it->second, ranks->second.front(),
+                                           absl::StatusCode::kUnavailable, reason));
+    }
+  }
+  if (lost->second.session) {
+    sessions_.erase(*lost->second.session);
+    decision_.effects.push_back(CloseSession{*lost->second.session, to_session});
+  }
+  nodes_.erase(lost);
+  leases_.Remove(id);
+  drains_.Clear(id);
+  v1::Fact left;
+  left.mutable_node_left()->set_node_id(id.value());
+  left.mutable_node_left()->set_incarnation(state_.nodes.at(id).info.incarnation());
+  left.mutable_node_left()->set_reason(reason);
+  Emit(std::move(left));
+  UpdateFree(id);
+}
+
+void Core::Impl::Fence(NodeId id, const v1::GenerationKey& key) {
+  if (key.run_id().size() > kMaxNameBytes) return;
+  NodeRuntime& runtime = nodes_.at(id);
+  if (runtime.draining && Same(*runtime.draining, key)) return;  // told already
+  const auto it = generations_.find(state_.nodes.at(id).payer);
+  if (it != generations_.end() && it->second.ranks_of.contains(id)) {
+    v1::CoordinatorMessage message;
+    *message.mutable_end()->mutable_key() = key;
+    message.mutable_end()->set_reason("the generation is over");
+    return Send(id, std::move(message));
+  }
+  Drain(id, key, "the generation is over");
+}
+
+void Core::Impl::Drain(NodeId id, const v1::GenerationKey& key, const std::string& reason) {
+  v1::CoordinatorMessage message;
+  *message.mutable_end()->mutable_key() = key;
+  message.mutable_end()->set_reason(reason);
+  Send(id, std::move(message));
+  nodes_.at(id).draining = key;
+  drains_.Set(id, now_.steady + TimeoutsFor(BudgetOf(state_.nodes.at(id))).shutdown);
+  UpdateFree(id);
+}
+
+void Core::Impl::Charge(NodeId id) {
+  const auto runtime = nodes_.find(id);
+  if (runtime == nodes_.end()) return;
+  v1::Fact fact;
+  v1::ChargePosted charge;
+  if (!ChargeUpTo(state_, state_.nodes.at(id), runtime->second.last_heartbeat_ms, &charge)) return;
+  *fact.mutable_charge_posted() = std::move(charge);
+  Emit(std::move(fact));
+}
+
+void Core::Impl::ChargeAll(const std::set<NodeId>& nodes) {
+  for (const NodeId id : nodes) Charge(id);
+}
+
+void Core::Impl::UpdateFree(NodeId id) {
+  const Node& node = state_.nodes.at(id);
+  const auto runtime = nodes_.find(id);
+  bool free = runtime != nodes_.end() && runtime->second.session && runtime->second.heard &&
+              !runtime->second.draining && !runtime->second.released;
+  if (const auto it = generations_.find(node.payer); free && it != generations_.end()) {
+    free = !it->second.ranks_of.contains(id);
+  }
+  if (free && free_.insert(id).second) free_slots_ += node.info.slots();
+  if (!free && free_.erase(id) > 0) free_slots_ -= node.info.slots();
+}
+
+std::vector<FreeNode> Core::Impl::FreeNodesFor(const Run& run) const {
+  std::vector<FreeNode> nodes;
+  for (const NodeId id : free_) {
+    const Node& node = state_.nodes.at(id);
+    if (!node.info.run_id().empty() && node.info.run_id() != run.id()) continue;
+    nodes.push_back({id, node.info.slots()});
+  }
+  return nodes;
+}
+
+std::int64_t Core::Impl::BudgetOf(const Node& node) const {
+  const Run* run = state_.FindRun(node.payer.empty() ? node.info.run_id() : node.payer);
+  return run == nullptr ? kDefaultBudgetMs : run->file.failure.budget_ms;
+}
+
+}  // namespace paceline::core

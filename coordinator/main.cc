@@ -1,0 +1,105 @@
+// paceline-coordinator: decides which nodes train which run, and keeps the books.
+#include <poll.h>
+#include <spdlog/spdlog.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <csignal>
+#include <cstdio>
+#include <string>
+
+#include "common/exit_code.h"
+#include "common/logging.h"
+#include "coordinator/coordinator.h"
+
+namespace {
+
+using paceline::ExitCode;
+
+constexpr char kExamples[] = R"(Examples:
+  paceline-coordinator --state-dir /var/lib/paceline
+      serves on two free ports; STATE_DIR/coordinator.json tells which
+  paceline-coordinator --state-dir state --listen 127.0.0.1:7070 --metrics-listen 127.0.0.1:7071
+      with ports of one's own, for Prometheus: http://127.0.0.1:7071/service-discovery
+
+Exit codes: 0 ended as asked, 2 a flag, an address in use or a state folder that another
+coordinator has, 70 the journal failed or is damaged, 75 try again.)";
+
+int Fail(const absl::Status& status) {
+  std::fprintf(stderr, "paceline-coordinator: %s\n", std::string(status.message()).c_str());
+  return static_cast<int>(paceline::ExitCodeFor(status));
+}
+
+// SIGTERM and SIGINT as a descriptor; blocked before other threads start, so that none takes them.
+int BlockSignals() {
+  sigset_t signals;
+  ::sigemptyset(&signals);
+  ::sigaddset(&signals, SIGTERM);
+  ::sigaddset(&signals, SIGINT);
+  ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  return ::signalfd(-1, &signals, SFD_CLOEXEC);
+}
+
+// Until a signal comes or the journal fails.
+void WaitForEnd(int signals, int broken) {
+  pollfd waited[] = {{signals, POLLIN, 0}, {broken, POLLIN, 0}};
+  while (::poll(waited, 2, -1) < 0 && errno == EINTR) {
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  paceline::CoordinatorOptions options;
+  paceline::LogOptions log{.program = "paceline-coordinator"};
+  bool parent_death_signal = false;
+
+  CLI::App app("Decides which nodes train which run, commits checkpoints, and keeps the books.");
+  app.footer(kExamples);
+  app.add_option("--state-dir", options.state_dir, "Folder of the journal; made if missing")
+      ->required();
+  app.add_option("--listen", options.listen, "HOST:PORT of the gRPC server, loopback; port 0: any")
+      ->capture_default_str();
+  app.add_option("--metrics-listen", options.metrics_listen,
+                 "HOST:PORT of /metrics and /service-discovery, loopback; port 0: any")
+      ->capture_default_str();
+  app.add_option("--token-file", options.token_file,
+                 "File with the token that every call carries, mode 0600; made if missing "
+                 "(default: STATE_DIR/token)");
+  app.add_option("--log-file", log.file, "Where to log (default: stderr)");
+  app.add_option("--log-level", log.level, "trace, debug, info, warning, error, critical or off")
+      ->capture_default_str();
+  app.add_flag("--parent-death-signal", parent_death_signal,
+               "End, as by SIGTERM, when the parent process dies");
+  app.set_version_flag("--version", PACELINE_VERSION);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : static_cast<int>(ExitCode::kBadInput);
+  }
+
+  const pid_t parent = ::getppid();
+  const int signals = BlockSignals();
+  if (parent_death_signal) {
+    ::prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (::getppid() != parent) return static_cast<int>(ExitCode::kDone);  // It died just before.
+  }
+  if (const absl::Status status = paceline::SetUpLogging(log); !status.ok()) return Fail(status);
+  auto coordinator = paceline::Coordinator::Start(options);
+  if (!coordinator.ok()) {
+    spdlog::critical("{}", coordinator.status().ToString());
+    return Fail(coordinator.status());
+  }
+  WaitForEnd(signals, (*coordinator)->broken_event());
+  spdlog::info("ending");
+  if (const absl::Status status = (*coordinator)->Stop(); !status.ok()) {
+    // Whatever its code says elsewhere: a coordinator that loses its journal is broken.
+    std::fprintf(stderr, "paceline-coordinator: the journal has failed: %s\n",
+                 std::string(status.message()).c_str());
+    return static_cast<int>(ExitCode::kBroken);
+  }
+  spdlog::info("ended");
+  return static_cast<int>(ExitCode::kDone);
+}

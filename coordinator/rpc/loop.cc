@@ -1,0 +1,277 @@
+#include "coordinator/rpc/loop.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <chrono>
+#include <iterator>
+#include <utility>
+#include <variant>
+
+#include "absl/strings/str_cat.h"
+#include "common/check.h"
+#include "common/files.h"
+#include "coordinator/rpc/fact_text.h"
+
+namespace paceline {
+namespace {
+
+// So that NextDeadline() = SteadyTime::max() does not overflow in wait_until.
+constexpr std::chrono::seconds kIdleMax{60};
+
+template <typename... Functions>
+struct Overloaded : Functions... {
+  using Functions::operator()...;
+};
+template <typename... Functions>
+Overloaded(Functions...) -> Overloaded<Functions...>;
+
+std::string Text(const absl::Status& status) { return status.ToString(); }
+
+void LogFailure(const absl::Status& status) {
+  if (!status.ok()) spdlog::error("{}", Text(status));
+}
+
+}  // namespace
+
+Loop::Loop(Parts parts, LoopOptions options) : parts_(std::move(parts)), options_(options) {}
+
+Loop::~Loop() { (void)Stop(); }
+
+void Loop::Start() {
+  PACELINE_CHECK(!thread_.joinable());
+  admitting_ = true;
+  thread_ = std::thread([this] { Run(); });
+}
+
+absl::Status Loop::Stop() {
+  {
+    const std::lock_guard lock(mutex_);
+    admitting_ = false;
+    ending_ = true;
+  }
+  changed_.notify_all();
+  if (thread_.joinable()) thread_.join();
+  const std::lock_guard lock(mutex_);
+  return broken_;
+}
+
+void Loop::Post(core::Event event, std::function<void()> taken) {
+  {
+    const std::lock_guard lock(mutex_);
+    // An agent says again what it is not heard to say; nothing else may keep the loop from ending.
+    if (ended_ || (ending_ && std::holds_alternative<core::AgentSaid>(event))) return;
+    queue_.push_back({std::move(event), std::move(taken), nullptr, {}});
+  }
+  changed_.notify_all();
+}
+
+absl::Status Loop::TryPost(core::Event event) { return Admit({std::move(event), {}, {}, {}}); }
+
+absl::Status Loop::Ask(SteadyTime deadline, Question question) {
+  return Admit({core::Tick{}, {}, std::move(question), deadline});
+}
+
+absl::Status Loop::Admit(Entry entry) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!admitting_) return absl::UnavailableError("the coordinator is ending; try again later");
+    if (queue_.size() >= options_.queue_max) {
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "the coordinator is overloaded: ", queue_.size(), " requests wait; try again later"));
+    }
+    queue_.push_back(std::move(entry));
+  }
+  changed_.notify_all();
+  return absl::OkStatus();
+}
+
+void Loop::Run() {
+  Add(parts_.core.Open(ReadClock()));
+  bool going = Commit();
+  while (going) {
+    std::vector<Entry> batch = TakeBatch();
+    if (batch.empty()) {
+      // Ending. What the files still do may come back as events, which are decided too.
+      parts_.files.Drain();
+      const std::lock_guard lock(mutex_);
+      if (queue_.empty()) break;
+      continue;
+    }
+    Process(std::move(batch));
+    const std::lock_guard lock(mutex_);
+    going = broken_.ok();
+  }
+  if (going) MaybeSnapshot(/*last=*/true);
+
+  std::deque<Entry> rest;
+  {
+    const std::lock_guard lock(mutex_);
+    ended_ = true;
+    admitting_ = false;
+    rest.swap(queue_);
+  }
+  for (Entry& entry : rest) {
+    if (!entry.question) continue;
+    entry.question(absl::UnavailableError("the coordinator is ending; try again later"),
+                   parts_.core, ReadClock());
+  }
+}
+
+// Waits for entries or the core's next deadline (then a Tick is in the batch). Empty: the loop
+// is to end, and nothing is queued.
+std::vector<Loop::Entry> Loop::TakeBatch() {
+  const SteadyTime now = ReadClock().steady;
+  const SteadyTime due = std::min(parts_.core.NextDeadline(), now + kIdleMax);
+  std::vector<Entry> batch;
+  {
+    std::unique_lock lock(mutex_);
+    changed_.wait_until(lock, due, [this] { return !queue_.empty() || ending_; });
+    parts_.metrics.QueueDepth(queue_.size());
+    if (queue_.empty() && ending_) return batch;
+    const auto count = static_cast<std::ptrdiff_t>(std::min(queue_.size(), options_.batch_max));
+    std::move(queue_.begin(), queue_.begin() + count, std::back_inserter(batch));
+    queue_.erase(queue_.begin(), queue_.begin() + count);
+  }
+  if (parts_.core.NextDeadline() <= ReadClock().steady || batch.empty()) {
+    batch.push_back({core::Tick{}, {}, {}, {}});
+  }
+  for (const Entry& entry : batch) {
+    if (entry.taken) entry.taken();
+  }
+  return batch;
+}
+
+void Loop::Process(std::vector<Entry> batch) {
+  bool committed = true;
+  for (const Entry& entry : batch) {
+    if (entry.question || !committed) continue;
+    const Now now = ReadClock();
+    Add(parts_.core.Decide(entry.event, now));
+    parts_.metrics.Decided(SecondsBetween(now.steady, ReadClock().steady));
+    if (facts_bytes_ >= options_.batch_bytes_max) committed = Commit();
+  }
+  if (committed) committed = Commit();
+  const Now now = ReadClock();
+  for (const Entry& entry : batch) {
+    if (!entry.question) continue;
+    absl::Status status;
+    if (!committed) {
+      status = absl::UnavailableError("the coordinator has lost its journal");
+    } else if (now.steady > entry.deadline) {
+      status = absl::DeadlineExceededError("the question waited too long for the coordinator");
+    }
+    entry.question(status, parts_.core, now);
+  }
+  if (committed) MaybeSnapshot(/*last=*/false);
+}
+
+void Loop::Add(core::Decision decision) {
+  for (v1::Fact& fact : decision.facts) {
+    facts_bytes_ += fact.ByteSizeLong();
+    facts_.push_back(std::move(fact));
+  }
+  std::move(decision.effects.begin(), decision.effects.end(), std::back_inserter(effects_));
+}
+
+// Makes what was decided durable, and lets its effects leave. False: the journal has failed.
+bool Loop::Commit() {
+  if (!facts_.empty()) {
+    const SteadyTime start = ReadClock().steady;
+    if (const absl::Status status = parts_.journal.Append(facts_); !status.ok()) {
+      Break(status);
+      return false;
+    }
+    parts_.metrics.Appended(facts_, SecondsBetween(start, ReadClock().steady));
+    for (const v1::Fact& fact : facts_) {
+      if (const std::string text = FactText(fact); !text.empty()) spdlog::info("{}", text);
+    }
+    facts_since_snapshot_ += facts_.size();
+    bytes_since_snapshot_ += facts_bytes_;
+    facts_.clear();
+    facts_bytes_ = 0;
+  }
+  std::vector<core::Effect> effects;
+  effects.swap(effects_);
+  for (const core::Effect& effect : effects) Carry(effect);
+  return true;
+}
+
+void Loop::Carry(const core::Effect& effect) {
+  std::visit(
+      Overloaded{
+          [&](const core::SendToAgent& send) { parts_.outbox.Send(send.session, send.message); },
+          [&](const core::CloseSession& close) {
+            parts_.outbox.Close(close.session, close.reason);
+          },
+          [&](const core::AnswerCall& answer) { AnswerSubmit(answer); },
+          [&](const core::WritePendingManifest& write) {
+            parts_.files.Enqueue([this, write] {
+              const absl::Status status = WritePendingManifest(write.folder, write.json);
+              LogFailure(status);
+              Post(core::ManifestWritten{write.key, write.step, status});
+            });
+          },
+          [&](const core::PublishManifest& publish) {
+            // A failure leaves the pending manifest, which the next start publishes.
+            parts_.files.Enqueue(
+                [folder = publish.folder] { LogFailure(PublishManifest(folder)); });
+          },
+          [&](const core::DeleteCheckpoint& remove) {
+            parts_.files.Enqueue(
+                [folder = remove.folder] { LogFailure(DeleteCheckpoint(folder)); });
+          },
+          [&](const core::WriteSummary& write) {
+            const auto status = parts_.core.GetRun(write.run_id, ReadClock());
+            if (!status.ok()) return LogFailure(status.status());
+            parts_.files.Enqueue([path = absl::StrCat(status->run_dir(), "/summary.json"),
+                                  json = SummaryJson(*status)] {
+              LogFailure(WriteFileAtomically(path, json, 0644));
+            });
+          },
+      },
+      effect);
+}
+
+// A submitted run's folder says where its coordinator is before its submitter hears that it is
+// taken.
+void Loop::AnswerSubmit(const core::AnswerCall& answer) {
+  if (!answer.status.ok() || answer.run_id.empty()) {
+    return parts_.outbox.Answer(answer.call, answer.status, answer.run_id);
+  }
+  const auto status = parts_.core.GetRun(answer.run_id, ReadClock());
+  parts_.files.Enqueue([this, answer, folder = status.ok() ? status->run_dir() : ""] {
+    if (!folder.empty()) LogFailure(parts_.coordinator_files.WriteTo(folder));
+    parts_.outbox.Answer(answer.call, answer.status, answer.run_id);
+  });
+}
+
+void Loop::MaybeSnapshot(bool last) {
+  const bool due = facts_since_snapshot_ >= options_.snapshot_facts ||
+                   bytes_since_snapshot_ >= options_.snapshot_bytes;
+  if (!due && !(last && facts_since_snapshot_ > 0)) return;
+  const SteadyTime start = ReadClock().steady;
+  const v1::StateSnapshot snapshot = parts_.core.Snapshot();
+  facts_since_snapshot_ = 0;
+  bytes_since_snapshot_ = 0;
+  if (const absl::Status status = parts_.journal.WriteSnapshot(snapshot); !status.ok()) {
+    // Nothing is lost: the journal still holds every fact. If it is broken, Append will say so.
+    spdlog::warn("the state's snapshot could not be written: {}", Text(status));
+    return;
+  }
+  spdlog::info("snapshot of the state after fact {} written in {:.3f} s", snapshot.index(),
+               SecondsBetween(start, ReadClock().steady));
+}
+
+void Loop::Break(const absl::Status& status) {
+  {
+    const std::lock_guard lock(mutex_);
+    broken_ = status;
+    admitting_ = false;
+  }
+  effects_.clear();
+  spdlog::critical("the journal has failed, the coordinator stops: {}", Text(status));
+  parts_.on_broken(status);
+}
+
+}  // namespace paceline

@@ -1,0 +1,184 @@
+#include "launch/cli/display.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+
+#include "launch/cli/format.h"
+
+namespace paceline::cli {
+namespace {
+
+constexpr double kRateSeconds = 10;
+constexpr std::size_t kRateSamplesMax = 256;
+constexpr double kPlainSeconds = 10;
+// A run of a day prints some dozens of lines an hour, not hundreds.
+constexpr double kPlainPartOfRun = 1.0 / 60;
+constexpr double kPlainPartOfSteps = 0.05;
+
+std::string Loss(double loss) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.4f", loss);
+  return text;
+}
+
+std::string StateLine(const v1::RunStatus& status) {
+  std::string text = StateName(status.state());
+  if (status.state() == v1::RUN_STATE_STARTING) {
+    text += " generation " + std::to_string(status.generation());
+    if (status.layout().data() > 0) {
+      text += " on " +
+              std::to_string(status.layout().data() * std::max(status.layout().pipeline(), 1)) +
+              " ranks";
+    }
+  }
+  if (!status.reason().empty()) text += ": " + status.reason();
+  return text;
+}
+
+}  // namespace
+
+std::string StateName(v1::RunState state) {
+  switch (state) {
+    case v1::RUN_STATE_WAITING:
+      return "waiting";
+    case v1::RUN_STATE_STARTING:
+      return "starting";
+    case v1::RUN_STATE_RUNNING:
+      return "running";
+    case v1::RUN_STATE_STOPPING:
+      return "stopping";
+    case v1::RUN_STATE_COMPLETED:
+      return "completed";
+    case v1::RUN_STATE_STOPPED:
+      return "stopped";
+    case v1::RUN_STATE_FAILED:
+      return "failed";
+    default:
+      return "unknown";
+  }
+}
+
+bool HasEnded(v1::RunState state) {
+  return state == v1::RUN_STATE_COMPLETED || state == v1::RUN_STATE_STOPPED ||
+         state == v1::RUN_STATE_FAILED;
+}
+
+void RateWindow::Add(double seconds, std::int64_t step, std::int64_t tokens) {
+  if (!samples_.empty() && step < samples_.back().step) samples_.clear();
+  if (!samples_.empty() && step == samples_.back().step) return;
+  samples_.push_back({seconds, step, tokens});
+  // Two samples stay, however old: a step may take longer than the window.
+  while (samples_.size() > 2 &&
+         (samples_.size() > kRateSamplesMax || seconds - samples_.front().seconds > kRateSeconds)) {
+    samples_.pop_front();
+  }
+}
+
+double RateWindow::TokensPerSecond() const {
+  if (samples_.size() < 2) return 0;
+  const double seconds = samples_.back().seconds - samples_.front().seconds;
+  const auto tokens = static_cast<double>(samples_.back().tokens - samples_.front().tokens);
+  return seconds > 0 && tokens > 0 ? tokens / seconds : 0;
+}
+
+double RateWindow::SecondsPerStep() const {
+  if (samples_.size() < 2) return 0;
+  return (samples_.back().seconds - samples_.front().seconds) /
+         static_cast<double>(samples_.back().step - samples_.front().step);
+}
+
+TimeShares SharesOf(const v1::RunStatus& status) {
+  TimeShares shares;
+  for (const v1::RankProgress& rank : status.ranks()) {
+    shares.step_seconds += rank.step_seconds();
+    shares.compute_seconds += rank.compute_seconds();
+    shares.exposed_communication_seconds += rank.exposed_communication_seconds();
+    shares.data_wait_seconds += rank.data_wait_seconds();
+  }
+  return shares;
+}
+
+std::string ProgressLine(const v1::RunStatus& status, const RateWindow& rate) {
+  std::string line = "step " + std::to_string(status.step().step()) + "/" +
+                     std::to_string(status.steps_total()) + " | loss " + Loss(status.step().loss());
+  if (rate.TokensPerSecond() > 0) {
+    line += " | " + FormatCount(rate.TokensPerSecond()) + " tokens/s";
+  }
+  const TimeShares shares = SharesOf(status);
+  if (shares.step_seconds > 0) {
+    line += " | compute " + FormatShare(shares.compute_seconds, shares.step_seconds) +
+            ", communication " +
+            FormatShare(shares.exposed_communication_seconds, shares.step_seconds) + ", data " +
+            FormatShare(shares.data_wait_seconds, shares.step_seconds);
+  }
+  if (rate.SecondsPerStep() > 0) {
+    const auto left = static_cast<double>(status.steps_total() - status.step().step());
+    line += " | " + FormatDuration(left * rate.SecondsPerStep()) + " left";
+  }
+  if (status.cost() > 0) line += " | " + FormatMoney(status.cost(), status.currency());
+  return line;
+}
+
+std::string FitToColumns(const std::string& line, int columns) {
+  if (columns <= 0 || line.size() <= static_cast<std::size_t>(columns)) return line;
+  return line.substr(0, static_cast<std::size_t>(columns));
+}
+
+ProgressReporter::Lines ProgressReporter::Update(const v1::RunStatus& status, double seconds) {
+  Lines lines;
+  // What a resumed run did before is no news.
+  if (first_) {
+    eval_step_ = status.eval().step();
+    checkpoint_step_ = status.checkpoint_step();
+    printed_step_ = status.step().step();
+    printed_seconds_ = seconds;
+    generation_ = status.generation();
+    first_ = false;
+  }
+  if (status.generation() > generation_) {
+    if (generation_ > 0 && status.recoveries() > 0) {
+      lines.events.push_back("recovery: generation " + std::to_string(status.generation()) +
+                             " goes on from step " + std::to_string(status.checkpoint_step()) +
+                             "; " + std::to_string(status.lost_steps()) +
+                             " steps lost in the run so far");
+    }
+    generation_ = status.generation();
+  }
+  if (status.state() != state_ || (status.reason() != reason_ && !HasEnded(status.state()))) {
+    state_ = status.state();
+    reason_ = status.reason();
+    if (!HasEnded(state_)) lines.events.push_back(StateLine(status));
+  }
+  if (status.eval().step() > eval_step_) {
+    eval_step_ = status.eval().step();
+    lines.events.push_back("step " + std::to_string(eval_step_) + ": validation loss " +
+                           Loss(status.eval().valid_loss()));
+  }
+  if (status.checkpoint_step() != checkpoint_step_) {
+    checkpoint_step_ = status.checkpoint_step();
+    lines.events.push_back("step " + std::to_string(checkpoint_step_) +
+                           ": checkpoint committed: " + status.checkpoint());
+  }
+  if (status.step().step() > 0 && status.state() == v1::RUN_STATE_RUNNING) {
+    rate_.Add(seconds, status.step().step(), status.tokens());
+    lines.progress = ProgressLine(status, rate_);
+    if (plain_ && IsProgressDue(status, seconds)) {
+      printed_step_ = status.step().step();
+      printed_seconds_ = seconds;
+      lines.events.push_back(lines.progress);
+    }
+  }
+  return lines;
+}
+
+bool ProgressReporter::IsProgressDue(const v1::RunStatus& status, double seconds) const {
+  const std::int64_t step = status.step().step();
+  if (step == printed_step_) return false;
+  const double part = kPlainPartOfSteps * static_cast<double>(status.steps_total());
+  return printed_step_ == 0 || step < printed_step_ ||
+         static_cast<double>(step - printed_step_) >= part ||
+         seconds - printed_seconds_ >= std::max(kPlainSeconds, seconds * kPlainPartOfRun);
+}
+
+}  // namespace paceline::cli

@@ -1,0 +1,28 @@
+// Numbers as people read them.
+// Threading: pure functions.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace paceline::cli {
+
+// "0.4 s", "12 s", "3m 05s", "2h 07m", "5d 03h"; "?" for what is no finite, non-negative number.
+std::string FormatDuration(double seconds);
+
+// "950", "51.2k", "1.30M", "7.00G": powers of 1000.
+std::string FormatCount(double count);
+
+// "512 B", "1.5 MiB": powers of 1024.
+std::string FormatBytes(double bytes);
+
+// "12.34 EUR"; small amounts keep three significant digits: "0.00123 EUR".
+std::string FormatMoney(double amount, const std::string& currency);
+
+// "91 %"; "?" when the whole is not positive.
+std::string FormatShare(double part, double whole);
+
+// "2024-06-11 09:30:05 UTC" of milliseconds since the Unix epoch.
+std::string FormatTime(std::int64_t wall_ms);
+
+}  // namespace paceline::cli

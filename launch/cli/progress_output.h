@@ -1,0 +1,32 @@
+// Writes a run's lines: on a terminal the newest progress stays on the last line and is written
+// over; elsewhere every line is plain.
+// Threading: one thread.
+#pragma once
+
+#include <cstdio>
+#include <string>
+
+#include "launch/cli/display.h"
+
+namespace paceline::cli {
+
+class ProgressOutput {
+ public:
+  explicit ProgressOutput(std::FILE* stream);
+
+  bool is_terminal() const { return is_terminal_; }
+  void Show(const ProgressReporter::Lines& lines);
+  void Event(const std::string& line);
+  // Leaves the last progress line standing; what follows begins on a line of its own.
+  void Finish();
+
+ private:
+  void Erase();
+  void Draw();
+
+  std::FILE* stream_;
+  bool is_terminal_;
+  std::string progress_;
+};
+
+}  // namespace paceline::cli

@@ -1,0 +1,79 @@
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <vector>
+
+#include "launch/cli/format.h"
+#include "launch/cli/run_view.h"
+#include "launch/cli/status_json.h"
+#include "launch/cli/verb.h"
+#include "nlohmann/json.hpp"
+
+namespace paceline::cli {
+namespace {
+
+using Row = std::vector<std::string>;
+
+Row RowOf(const RunFolder& folder, const absl::StatusOr<RunView>& view) {
+  if (!view.ok()) return {folder.run_id, "unreadable", "", "", "", ""};
+  const v1::RunStatus& status = view->status;
+  char loss[32] = "";
+  if (status.has_step()) std::snprintf(loss, sizeof loss, "%.4f", status.step().loss());
+  return {folder.run_id,
+          view->State(),
+          std::to_string(status.step().step()) + "/" + std::to_string(status.steps_total()),
+          loss,
+          FormatCount(static_cast<double>(status.tokens())),
+          FormatMoney(status.cost(), status.currency())};
+}
+
+void PrintTable(const std::vector<Row>& rows) {
+  std::vector<std::size_t> widths(rows.front().size(), 0);
+  for (const Row& row : rows) {
+    for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+  }
+  for (const Row& row : rows) {
+    std::string line;
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      line += row[i];
+      if (i + 1 < row.size()) line += std::string(widths[i] - row[i].size() + 2, ' ');
+    }
+    std::printf("%s\n", line.c_str());
+  }
+}
+
+absl::StatusOr<ExitCode> RunPs(const CommonOptions& options) {
+  std::vector<Row> rows = {{"RUN", "STATE", "STEP", "LOSS", "TOKENS", "COST"}};
+  nlohmann::json runs = nlohmann::json::array();
+  for (const RunFolder& folder : ListRunFolders(options.run_dir)) {
+    const absl::StatusOr<RunView> view = ViewRun(folder);
+    rows.push_back(RowOf(folder, view));
+    runs.push_back(view.ok() ? ToJson(*view)
+                             : nlohmann::json{{"run_id", folder.run_id},
+                                              {"state", "unreadable"},
+                                              {"reason", std::string(view.status().message())}});
+  }
+  if (options.json) {
+    PrintJson({{"runs", std::move(runs)}});
+  } else if (rows.size() == 1) {
+    std::printf("no runs in %s; paceline run FILE starts one\n", options.run_dir.c_str());
+  } else {
+    PrintTable(rows);
+  }
+  return ExitCode::kDone;
+}
+
+}  // namespace
+
+void AddPsVerb(CLI::App& app, Invocation& invocation) {
+  auto options = std::make_shared<CommonOptions>();
+  Verb verb(app, invocation,
+            {.name = "ps",
+             .help = "List the runs, newest first",
+             .examples = {"paceline ps", "paceline ps --run-dir build/quickstart/runs -o json"}},
+            *options);
+  verb.OutputForm();
+  verb.Does([options] { return RunPs(*options); });
+}
+
+}  // namespace paceline::cli

@@ -1,0 +1,135 @@
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "common/status.h"
+#include "launch/cli/display.h"
+#include "launch/cli/format.h"
+#include "launch/cli/run_view.h"
+#include "launch/cli/status_json.h"
+#include "launch/cli/summary.h"
+#include "launch/cli/verb.h"
+#include "nlohmann/json.hpp"
+#include "worker/checkpoint/checkpoint.h"
+
+namespace paceline::cli {
+namespace {
+
+struct Options : CommonOptions {
+  std::string run;
+};
+
+void Print(const char* name, const std::string& value) {
+  std::printf("%-12s%s\n", name, value.c_str());
+}
+
+std::string LossText(bool known, double loss) {
+  if (!known) return "unknown";
+  char text[32];
+  std::snprintf(text, sizeof text, "%.4f", loss);
+  return text;
+}
+
+std::string LayoutText(const v1::Layout& layout) {
+  return "pipeline " + std::to_string(layout.pipeline()) + " x data " +
+         std::to_string(layout.data()) + ", expert " + std::to_string(layout.expert());
+}
+
+void PrintProgress(const v1::RunStatus& status) {
+  Print("step",
+        std::to_string(status.step().step()) + " of " + std::to_string(status.steps_total()));
+  Print("loss", LossText(status.has_step(), status.step().loss()) + ", validation " +
+                    LossText(status.has_eval(), status.eval().valid_loss()));
+  Print("tokens", FormatCount(static_cast<double>(status.tokens())));
+  const TimeShares shares = SharesOf(status);
+  if (shares.step_seconds > 0) {
+    Print("time in", "compute " + FormatShare(shares.compute_seconds, shares.step_seconds) +
+                         ", exposed communication " +
+                         FormatShare(shares.exposed_communication_seconds, shares.step_seconds) +
+                         ", data wait " +
+                         FormatShare(shares.data_wait_seconds, shares.step_seconds));
+  }
+  Print("cost", FormatMoney(status.cost(), status.currency()) + ", paid by " + status.member() +
+                    " for " + status.project());
+  if (status.recoveries() > 0) {
+    Print("recoveries", std::to_string(status.recoveries()) + ", " +
+                            std::to_string(status.lost_steps()) + " steps lost");
+  }
+}
+
+void PrintNodesAndRanks(const v1::RunStatus& status) {
+  for (const v1::NodeStatus& node : status.nodes()) {
+    Print("node", node.name() + " on " + node.host() + ", " + std::to_string(node.slots()) +
+                      " slots, " + (node.alive() ? "alive" : "gone") +
+                      (node.metrics_address().empty()
+                           ? ""
+                           : ", metrics http://" + node.metrics_address() + "/metrics"));
+  }
+  for (const v1::RankProgress& rank : status.ranks()) {
+    Print("rank", std::to_string(rank.rank()) + " at step " + std::to_string(rank.step()) + ", " +
+                      FormatBytes(static_cast<double>(rank.memory_bytes())) +
+                      (rank.operation().empty() ? "" : ", last in " + rank.operation()));
+  }
+}
+
+void PrintCheckpoints(const RunFolder& folder, const v1::RunStatus& status) {
+  const absl::StatusOr<RunFile> run_file = LoadRunFile(folder.RunToml(), {});
+  if (!run_file.ok()) return;
+  for (const std::string& checkpoint : ListCheckpoints(CheckpointDir(folder, *run_file))) {
+    Print("checkpoint", checkpoint + (checkpoint == status.checkpoint() ? " (newest)" : ""));
+  }
+}
+
+void PrintFailure(const v1::RunStatus& status) {
+  if (!status.has_failure()) return;
+  Print("failure", FailureText(status));
+  if (status.failure().stderr_tail_size() == 0) return;
+  std::printf("last lines of stderr of rank %d:\n", status.failure().rank());
+  for (const std::string& line : status.failure().stderr_tail()) {
+    std::printf("  %s\n", line.c_str());
+  }
+}
+
+absl::StatusOr<ExitCode> RunShow(const Options& options) {
+  ASSIGN_OR_RETURN(const RunFolder folder, FindRunFolder(options.run_dir, options.run));
+  ASSIGN_OR_RETURN(const RunView view, ViewRun(folder));
+  if (options.json) {
+    PrintJson(ToJson(view));
+    return ExitCode::kDone;
+  }
+  const v1::RunStatus& status = view.status;
+  Print("run", folder.run_id);
+  Print("folder", folder.path);
+  Print("state", view.State() + (status.reason().empty() ? "" : ": " + status.reason()));
+  Print("generation", std::to_string(status.generation()));
+  if (status.has_layout()) Print("layout", LayoutText(status.layout()));
+  PrintProgress(status);
+  PrintNodesAndRanks(status);
+  PrintCheckpoints(folder, status);
+  PrintFailure(status);
+  if (view.IsInterrupted() ||
+      (HasEnded(status.state()) && status.state() != v1::RUN_STATE_COMPLETED &&
+       (status.retryable() || status.state() == v1::RUN_STATE_STOPPED))) {
+    std::printf("next: %s\n", ResumeCommand(folder, options.run_dir).c_str());
+  }
+  return ExitCode::kDone;
+}
+
+}  // namespace
+
+void AddShowVerb(CLI::App& app, Invocation& invocation) {
+  auto options = std::make_shared<Options>();
+  Verb verb(app, invocation,
+            {.name = "show",
+             .help = "Show a run: state, layout, nodes, ranks, progress, checkpoints, cost, and "
+                     "what a dead rank said last",
+             .examples = {"paceline show", "paceline show latest",
+                          "paceline show quickstart-2024 -o json"}},
+            *options);
+  verb.RunArgument(options->run);
+  verb.OutputForm();
+  verb.Does([options] { return RunShow(*options); });
+}
+
+}  // namespace paceline::cli

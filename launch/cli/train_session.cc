@@ -1,0 +1,255 @@
+#include "launch/cli/train_session.h"
+
+#include <poll.h>
+
+#include <algorithm>
+#include <chrono>
+#include <csignal>
+#include <filesystem>
+#include <iostream>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "common/clock.h"
+#include "common/status.h"
+#include "common/timeouts.h"
+#include "common/token.h"
+#include "launch/cli/coordinator_client.h"
+#include "launch/cli/display.h"
+#include "launch/cli/interrupts.h"
+#include "launch/cli/progress_output.h"
+#include "launch/cli/status_json.h"
+#include "launch/cli/summary.h"
+#include "launch/local/local_cluster.h"
+#include "nlohmann/json.hpp"
+#include "worker/data/corpus.h"
+
+namespace paceline::cli {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+using std::chrono::steady_clock;
+
+constexpr milliseconds kPollInterval{300};
+constexpr milliseconds kSubmitRetryInterval{100};
+constexpr seconds kStartTimeout{30};
+constexpr seconds kSummaryTimeout{15};
+constexpr seconds kStopTimeout{10};
+// A coordinator that dies over and over is broken, not unlucky.
+constexpr int kMaxCoordinatorRestarts = 3;
+
+class Session {
+ public:
+  explicit Session(const TrainRequest& request)
+      : request_(request),
+        timeouts_(TimeoutsFor(request.run_file.failure.budget_ms)),
+        output_(request.json ? stderr : stdout) {}
+
+  absl::StatusOr<ExitCode> Run() {
+    RETURN_IF_ERROR(Start());
+    const absl::Status watched = Watch();
+    if (absl::IsCancelled(watched)) {  // Ctrl-C twice
+      cluster_->Kill();
+      output_.Event("stopped at once, without a last checkpoint");
+      output_.Event("next: " + ResumeCommand(request_.folder, request_.run_dir));
+      return ExitCode::kInterrupted;
+    }
+    const bool summary_written = watched.ok() && WaitForSummary();
+    EndChildren(/*gently=*/watched.ok());
+    if (!watched.ok()) return watched;
+    if (!summary_written) output_.Event("the coordinator wrote no summary.json in time");
+    return Conclude();
+  }
+
+ private:
+  absl::Status Start() {
+    ASSIGN_OR_RETURN(const std::string token, ReadOrMakeToken(request_.folder.Token()));
+    LocalClusterOptions options{
+        .program_folder = ProgramFolder(),
+        .run_id = request_.folder.run_id,
+        .state_folder = request_.folder.CoordinatorState(),
+        .coordinator_json = request_.folder.CoordinatorState() + "/coordinator.json",
+        .token_path = request_.folder.Token(),
+        .log_folder = request_.folder.Logs(),
+        .nodes = request_.run_file.launch.nodes,
+        .slots_per_node = request_.run_file.launch.slots_per_node};
+    ASSIGN_OR_RETURN(cluster_, LocalCluster::Start(std::move(options), kStartTimeout));
+    client_ = std::make_unique<CoordinatorClient>(cluster_->coordinator().address, token);
+    token_ = token;
+    RETURN_IF_ERROR(Submit());
+    return cluster_->StartAgents();
+  }
+
+  absl::Status Submit() {
+    v1::SubmitRunRequest request;
+    request.set_request_id(MakeRequestId());
+    request.set_run_id(request_.folder.run_id);
+    request.set_run_file(ToToml(WithAbsolutePaths(request_.folder, request_.run_file)));
+    request.set_run_dir(request_.folder.path);
+    request.set_corpus_digest(request_.corpus.digest);
+    request.set_corpus_samples(request_.corpus.samples);
+    request.set_resume(request_.resume);
+    for (const v1::DamagedCheckpoint& damaged : request_.damaged_checkpoints) {
+      *request.add_damaged_checkpoints() = damaged;
+    }
+    const auto deadline = steady_clock::now() + kStartTimeout;
+    while (true) {
+      const absl::Status status = client_->SubmitRun(request);
+      const bool passing = absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
+      if (!passing || steady_clock::now() >= deadline) return status;
+      WaitForEvent(kSubmitRetryInterval);
+      if (interrupts_.count() > 0) return absl::CancelledError("interrupted before the start");
+    }
+  }
+
+  // Until the run has ended. kCancelled: the user wants out at once. Other errors: nobody is
+  // left who could finish the run.
+  absl::Status Watch() {
+    while (true) {
+      if (interrupts_.count() >= 2) return absl::CancelledError("interrupted twice");
+      if (interrupts_.count() == 1) AskToStop();
+      RETURN_IF_ERROR(TendChildren());
+      if (Look() && HasEnded(view_.status.state())) return absl::OkStatus();
+      WaitForEvent(kPollInterval);
+    }
+  }
+
+  // False: the coordinator did not answer; it is dead (and told so by its end) or busy.
+  bool Look() {
+    absl::StatusOr<v1::RunStatus> status = client_->GetRun(request_.folder.run_id);
+    if (!status.ok()) return false;
+    view_ = {.status = *std::move(status), .live = true};
+    output_.Show(reporter_.Update(view_.status, Elapsed()));
+    return true;
+  }
+
+  void AskToStop() {
+    if (!stop_request_.has_value()) {
+      output_.Event("stopping: a last checkpoint, then the end (Ctrl-C again: at once)");
+      stop_request_.emplace();
+      stop_request_->set_request_id(MakeRequestId());
+      stop_request_->set_run_id(request_.folder.run_id);
+      stop_request_->set_reason("the user interrupted it");
+    }
+    // A repeat is harmless; a lost request is sent again.
+    if (!stop_taken_) stop_taken_ = client_->StopRun(*stop_request_).ok();
+  }
+
+  // Reports children that have ended. A coordinator is started again: workers keep stepping
+  // without one, and agents find the next. What an agent's end means is the coordinator's to say.
+  absl::Status TendChildren() {
+    for (const LocalCluster::Ended& ended : cluster_->TakeEnded()) {
+      const bool is_coordinator = ended.name == "coordinator";
+      if (!is_coordinator && ended.exit.clean()) continue;
+      const std::string end = ended.name + " ended unexpectedly (" + ToString(ended.exit) +
+                              (ended.stderr_tail.empty() ? "" : "; " + ended.stderr_tail.back()) +
+                              "); its log is " + ended.log_path;
+      if (is_coordinator && ++coordinator_ends_ > kMaxCoordinatorRestarts) {
+        return GiveUp(end + "; it was started again " + std::to_string(kMaxCoordinatorRestarts) +
+                      " times");
+      }
+      if (!is_coordinator && view_.status.state() == v1::RUN_STATE_WAITING) {
+        return GiveUp(end + "; the run cannot begin without it");
+      }
+      output_.Event(end);
+      if (!is_coordinator) continue;
+      output_.Event("starting the coordinator again");
+      RETURN_IF_ERROR(cluster_->RestartCoordinator(kStartTimeout));
+      client_ = std::make_unique<CoordinatorClient>(cluster_->coordinator().address, token_);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status GiveUp(const std::string& reason) const {
+    return absl::UnavailableError(reason +
+                                  "\nnext: " + ResumeCommand(request_.folder, request_.run_dir));
+  }
+
+  // The coordinator writes it after the run's end is durable.
+  bool WaitForSummary() {
+    const auto deadline = steady_clock::now() + kSummaryTimeout;
+    std::error_code error;
+    while (!std::filesystem::exists(request_.folder.Summary(), error)) {
+      if (steady_clock::now() >= deadline || interrupts_.count() >= 2) return false;
+      WaitForEvent(milliseconds{20});
+    }
+    Look();  // costs may have been closed since
+    return true;
+  }
+
+  void EndChildren(bool gently) {
+    // The coordinator releases the agents; they end their workers first.
+    if (gently) cluster_->WaitForAgents(timeouts_.shutdown + kStopTimeout);
+    cluster_->Stop(kStopTimeout);
+  }
+
+  ExitCode Conclude() {
+    output_.Finish();
+    const nlohmann::json summary = SummaryOf(request_.folder, view_);
+    if (request_.json) PrintJson(summary);
+    const Conclusion conclusion =
+        ConclusionOf(request_.folder, request_.run_dir, view_.status, summary);
+    const bool failed =
+        conclusion.exit_code != ExitCode::kDone && conclusion.exit_code != ExitCode::kInterrupted;
+    for (const std::string& line : conclusion.lines) {
+      if (failed) {
+        std::cerr << line << std::endl;
+      } else {
+        output_.Event(line);
+      }
+    }
+    return conclusion.exit_code;
+  }
+
+  void WaitForEvent(milliseconds timeout) {
+    pollfd descriptors[2] = {{.fd = cluster_->event_fd(), .events = POLLIN, .revents = 0},
+                             {.fd = interrupts_.event_fd(), .events = POLLIN, .revents = 0}};
+    ::poll(descriptors, 2, static_cast<int>(timeout.count()));
+    interrupts_.Drain();
+  }
+
+  double Elapsed() const { return SecondsBetween(began_, steady_clock::now()); }
+
+  const TrainRequest& request_;
+  const Timeouts timeouts_;
+  const SteadyTime began_ = steady_clock::now();
+  Interrupts interrupts_;
+  ProgressOutput output_;
+  ProgressReporter reporter_{/*plain=*/!output_.is_terminal()};
+  std::unique_ptr<LocalCluster> cluster_;
+  std::unique_ptr<CoordinatorClient> client_;
+  std::string token_;
+  RunView view_;
+  std::optional<v1::StopRunRequest> stop_request_;
+  bool stop_taken_ = false;
+  int coordinator_ends_ = 0;
+};
+
+}  // namespace
+
+absl::StatusOr<CorpusFacts> CheckData(const RunFile& run_file) {
+  CorpusFacts facts;
+  ASSIGN_OR_RETURN(const std::unique_ptr<SampleOrder> train,
+                   SampleOrder::Open(run_file.data.train, run_file.train.sequence_length,
+                                     run_file.model.vocab_size, run_file.run.seed,
+                                     /*shuffle=*/true));
+  RETURN_IF_ERROR(train->Verify());
+  facts.digest = train->digest();
+  facts.samples = train->samples_per_epoch();
+  facts.tokens = train->tokens();
+  if (!run_file.data.valid.empty()) {
+    ASSIGN_OR_RETURN(const std::unique_ptr<SampleOrder> valid,
+                     SampleOrder::Open(run_file.data.valid, run_file.train.sequence_length,
+                                       run_file.model.vocab_size, run_file.run.seed,
+                                       /*shuffle=*/false));
+    RETURN_IF_ERROR(valid->Verify());
+    facts.valid_tokens = valid->tokens();
+  }
+  return facts;
+}
+
+absl::StatusOr<ExitCode> Train(const TrainRequest& request) { return Session(request).Run(); }
+
+}  // namespace paceline::cli

@@ -1,0 +1,78 @@
+// The programs of a run on this machine: one coordinator and its agents, as children.
+//
+//   ASSIGN_OR_RETURN(auto cluster, LocalCluster::Start(options));     // the coordinator answers
+//   RETURN_IF_ERROR(cluster->StartAgents());
+//   ... poll(cluster->event_fd()) ... cluster->TakeEnded() ...
+//   cluster->Stop(5s);
+//
+// Invariant: no child outlives the LocalCluster, nor this process, however it ends (each child
+// has it as the parent whose death kills it).
+// Threading: one thread; event_fd() may be polled from any.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/process.h"
+#include "launch/local/coordinator_file.h"
+
+namespace paceline {
+
+struct LocalClusterOptions {
+  std::string program_folder;  // holds paceline-coordinator and paceline-agent
+  std::string run_id;
+  std::string state_folder;      // the coordinator's
+  std::string coordinator_json;  // the coordinator writes it there once it answers
+  std::string token_path;
+  std::string log_folder;  // coordinator.log, node-0.log, ...
+  std::int64_t nodes = 1;
+  std::int64_t slots_per_node = 1;
+};
+
+class LocalCluster {
+ public:
+  // A child that ended.
+  struct Ended {
+    std::string name;  // "coordinator", "node-0"
+    ProcessExit exit;
+    std::string log_path;
+    std::vector<std::string> stderr_tail;
+  };
+
+  // Starts the coordinator and waits until it answers. The error is the coordinator's own last
+  // word where it ended before; kDeadlineExceeded: it neither answered nor ended in `timeout`.
+  static absl::StatusOr<std::unique_ptr<LocalCluster>> Start(LocalClusterOptions options,
+                                                             std::chrono::milliseconds timeout);
+  ~LocalCluster();
+  LocalCluster(const LocalCluster&) = delete;
+  LocalCluster& operator=(const LocalCluster&) = delete;
+
+  absl::Status StartAgents();
+
+  // A coordinator that ended is started again on its state (as the next epoch); agents find it
+  // by themselves.
+  absl::Status RestartCoordinator(std::chrono::milliseconds timeout);
+
+  const CoordinatorFile& coordinator() const;
+  // Children whose end has not been told yet.
+  std::vector<Ended> TakeEnded();
+  // Readable whenever a child has ended since the last TakeEnded.
+  int event_fd() const;
+
+  // Waits until every agent has ended; false: some still live after `timeout`.
+  bool WaitForAgents(std::chrono::milliseconds timeout);
+  // Asks every child to end, and kills what lives after `timeout`.
+  void Stop(std::chrono::milliseconds timeout);
+  void Kill();
+
+ private:
+  struct Impl;
+  explicit LocalCluster(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace paceline

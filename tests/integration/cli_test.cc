@@ -1,0 +1,199 @@
+// The built `paceline` on input that is wrong, and on what needs no run.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "common/process.h"
+#include "nlohmann/json.hpp"
+#include "tests/support/temp_folder.h"
+
+namespace paceline {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Not;
+using ::testing::StartsWith;
+
+struct Output {
+  int code = -1;
+  std::string out;
+  std::string err;
+};
+
+// Runs `paceline` with `arguments` in `folder`.
+Output Paceline(const TempFolder& folder, std::vector<std::string> arguments) {
+  std::vector<std::string> argv = {"/bin/sh",
+                                   "-c",
+                                   "out=$1; err=$2; shift 2; exec \"$@\" >\"$out\" 2>\"$err\"",
+                                   "sh",
+                                   folder / "out",
+                                   folder / "err",
+                                   std::string(std::getenv("PACELINE_BIN_DIR")) + "/paceline"};
+  argv.insert(argv.end(), arguments.begin(), arguments.end());
+  auto process = Process::Start({.argv = argv, .working_folder = folder.path().string()});
+  EXPECT_TRUE(process.ok()) << process.status();
+  const auto exit = (*process)->WaitFor(std::chrono::seconds(60));
+  EXPECT_TRUE(exit.has_value()) << "paceline did not end";
+  return {exit.value_or(ProcessExit{}).exit_code, ReadWhole(folder / "out"),
+          ReadWhole(folder / "err")};
+}
+
+constexpr char kRunFile[] = R"([run]
+name = "tiny"
+[model]
+vocab_size = 256
+hidden_size = 32
+num_hidden_layers = 1
+num_attention_heads = 2
+intermediate_size = 64
+[data]
+train = "corpus/train"
+[train]
+sequence_length = 16
+global_batch_size = 4
+micro_batch_size = 2
+steps = 3
+learning_rate = 1e-3
+)";
+
+class CliTest : public ::testing::Test {
+ protected:
+  CliTest() { WriteWhole(folder_ / "tiny.toml", kRunFile); }
+  Output Run(std::vector<std::string> arguments) { return Paceline(folder_, std::move(arguments)); }
+  TempFolder folder_;
+};
+
+TEST_F(CliTest, UnknownKeyEndsWithTwoAndNamesLineAndNearestKey) {
+  std::string text = kRunFile;
+  WriteWhole(folder_ / "bad.toml", text.replace(text.find("steps = 3"), 9, "stesp = 3"));
+  const Output output = Run({"run", "bad.toml"});
+  EXPECT_EQ(output.code, 2);
+  EXPECT_THAT(output.out, IsEmpty());
+  EXPECT_THAT(output.err, HasSubstr("bad.toml:15: [train] stesp = 3: there is no such key; did you "
+                                    "mean steps?"));
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "runs"));
+}
+
+TEST_F(CliTest, MissingRunFileAndMissingCorpusEndWithTwoAndLeaveNothing) {
+  const Output no_file = Run({"run", "none.toml"});
+  EXPECT_EQ(no_file.code, 2);
+  EXPECT_THAT(no_file.err, HasSubstr("none.toml: there is no such run file"));
+  const Output no_corpus = Run({"run", "tiny.toml"});
+  EXPECT_EQ(no_corpus.code, 2);
+  EXPECT_THAT(no_corpus.err, HasSubstr("corpus/train"));
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "runs"));
+}
+
+TEST_F(CliTest, BadSetIsNamedAsGiven) {
+  const Output output = Run({"run", "tiny.toml", "--set", "train.steps=many"});
+  EXPECT_EQ(output.code, 2);
+  EXPECT_THAT(output.err, HasSubstr("--set train.steps=many: is a string; it must be an integer"));
+}
+
+TEST_F(CliTest, ErrorsAreOneJsonObjectWhenJsonIsAskedFor) {
+  const Output output = Run({"run", "none.toml", "-o", "json"});
+  EXPECT_EQ(output.code, 2);
+  const nlohmann::json json = nlohmann::json::parse(output.out);
+  EXPECT_EQ(json.at("exit_code"), 2);
+  EXPECT_THAT(json.at("error").get<std::string>(), HasSubstr("no such run file"));
+}
+
+TEST_F(CliTest, UnknownVerbAndUnknownFlagEndWithTwo) {
+  const Output verb = Run({"rnu"});
+  EXPECT_EQ(verb.code, 2);
+  EXPECT_THAT(verb.err, HasSubstr("did you mean paceline run?"));
+  EXPECT_EQ(Run({}).code, 2);
+  EXPECT_EQ(Run({"show", "--nonsense"}).code, 2);
+  EXPECT_EQ(Run({"ps", "-o", "xml"}).code, 2);
+}
+
+TEST_F(CliTest, EveryVerbHasHelpWithExamplesAndTakesRunDir) {
+  for (const char* verb : {"run", "ps", "show", "logs", "stop", "resume", "generate", "plan",
+                           "version", "completion"}) {
+    const Output output = Run({verb, "--help"});
+    EXPECT_EQ(output.code, 0) << verb;
+    EXPECT_THAT(output.out, HasSubstr("examples:")) << verb;
+    EXPECT_THAT(output.out, HasSubstr("--run-dir")) << verb;
+  }
+  EXPECT_THAT(Run({"data", "prepare", "--help"}).out, HasSubstr("--run-dir"));
+}
+
+TEST_F(CliTest, VersionIsJsonThatParses) {
+  const Output output = Run({"version", "-o", "json"});
+  EXPECT_EQ(output.code, 0);
+  const nlohmann::json json = nlohmann::json::parse(output.out);
+  EXPECT_FALSE(json.at("version").get<std::string>().empty());
+  EXPECT_EQ(json.at("transports").at(0), "gloo");
+  EXPECT_TRUE(json.at("cuda_kernels_compiled").is_boolean());
+}
+
+TEST_F(CliTest, BashCompletionCompletesVerbsAndFlags) {
+  const Output script = Run({"completion", "bash"});
+  ASSERT_EQ(script.code, 0);
+  WriteWhole(folder_ / "completion", script.out);
+  WriteWhole(folder_ / "try",
+             "source ./completion\n"
+             "complete_line() { COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); _paceline; "
+             "echo \"${COMPREPLY[*]}\"; }\n"
+             "complete_line paceline res\n"
+             "complete_line paceline data pre\n"
+             "complete_line paceline logs --fol\n"
+             "complete_line paceline show lat\n"
+             "complete_line paceline completion zs\n");
+  auto process = Process::Start({.argv = {"/bin/bash", folder_ / "try"},
+                                 .working_folder = folder_.path().string(),
+                                 .log_path = folder_ / "tried"});
+  ASSERT_TRUE(process.ok()) << process.status();
+  ASSERT_TRUE((*process)->WaitFor(std::chrono::seconds(30)).has_value());
+  EXPECT_EQ(ReadWhole(folder_ / "tried"), "resume\nprepare\n--follow\nlatest\nzsh\n");
+}
+
+TEST_F(CliTest, ZshAndFishCompletionNameTheVerbs) {
+  EXPECT_THAT(Run({"completion", "zsh"}).out, StartsWith("#compdef paceline"));
+  EXPECT_THAT(Run({"completion", "fish"}).out, HasSubstr("-a resume"));
+  EXPECT_EQ(Run({"completion", "tcsh"}).code, 2);
+}
+
+TEST_F(CliTest, RunDirWithoutRunsIsEmptyAndARunThatIsNotThereEndsWithTwo) {
+  EXPECT_EQ(Run({"ps"}).code, 0);
+  EXPECT_EQ(nlohmann::json::parse(Run({"ps", "-o", "json"}).out).at("runs").size(), 0u);
+  for (const char* verb : {"show", "stop", "resume", "logs"}) {
+    const Output output = Run({verb, "latest", "--run-dir", "elsewhere"});
+    EXPECT_EQ(output.code, 2) << verb;
+    EXPECT_THAT(output.err, HasSubstr("there are no runs in elsewhere")) << verb;
+  }
+}
+
+TEST_F(CliTest, ResumeKeepsWhatDecidesTheSamples) {
+  std::filesystem::create_directories(folder_.path() / "runs/tiny-1");
+  WriteWhole(folder_ / "runs/tiny-1/run.toml", kRunFile);
+  const Output output = Run({"resume", "latest", "--set", "train.global_batch_size=8"});
+  EXPECT_EQ(output.code, 2);
+  EXPECT_THAT(output.err, HasSubstr("a run that goes on keeps its train.global_batch_size"));
+}
+
+TEST_F(CliTest, PlanCountsWhatTheModelTakes) {
+  const Output output = Run({"plan", "tiny.toml", "-o", "json"});
+  ASSERT_EQ(output.code, 0) << output.err;
+  const nlohmann::json json = nlohmann::json::parse(output.out);
+  // Embedding and head 256 x 32 each; attention 4 x 32 x 32; SwiGLU 3 x 32 x 64; three norms.
+  EXPECT_EQ(json.at("parameters"), 2 * 256 * 32 + 4 * 32 * 32 + 3 * 32 * 64 + 3 * 32);
+  EXPECT_GT(json.at("memory_per_rank").at("activations").get<double>(), 0);
+  EXPECT_EQ(json.at("tokens"), 3 * 4 * 16);
+  EXPECT_THAT(Run({"plan", "tiny.toml"}).out, HasSubstr("memory a rank"));
+}
+
+TEST_F(CliTest, GenerateWithoutACheckpointNamesTheFolder) {
+  const Output output = Run({"generate", "--checkpoint", "nowhere", "--prompt", "a"});
+  EXPECT_EQ(output.code, 2);
+  EXPECT_THAT(output.err, HasSubstr("nowhere"));
+  EXPECT_THAT(output.err, Not(HasSubstr("terminate")));
+}
+
+}  // namespace
+}  // namespace paceline

@@ -1,0 +1,79 @@
+// An agent with its workers, as the coordinator sees them. It tells again on every new session
+// what was not acknowledged, obeys only the highest epoch, and answers EndGeneration with
+// GenerationGone.
+// Threading: one thread.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "tests/sim/simulation.h"
+
+namespace paceline::sim {
+
+class Agent {
+ public:
+  Agent(Simulation* world, int index) : world_(*world), index_(index) {}
+
+  void Start();  // a new incarnation
+  void Die();    // with all its workers
+  bool alive() const { return alive_; }
+  void LoseSession();  // to notice, and connect again, a while later
+  void OnMessage(core::SessionId session, const v1::CoordinatorMessage& message);
+  void OnClosed(core::SessionId session, const absl::Status& reason);
+
+  // --- of the generation's training ---
+  std::int64_t granted_until() const { return granted_until_; }
+  std::size_t ranks() const { return ranks_.size(); }
+  bool hosts_rank_0() const { return !ranks_.empty() && ranks_.front() == 0; }
+  void OnStepped(std::int64_t step, std::int64_t total, bool stopped, bool checkpoint);
+  void OnPeerLost();  // a survivor's collective fails
+  void WorkerDies();
+
+ private:
+  struct Unacked {
+    std::int64_t step = 0;  // of a part
+    v1::AgentMessage message;
+  };
+
+  void Connect();
+  void Send(v1::AgentMessage message);
+  void Tell(std::int64_t step, v1::AgentMessage message);  // until acknowledged
+  void Heartbeat(std::uint64_t life);
+  void SendHeartbeat();
+  void OnStart(const v1::StartGeneration& start);
+  void EndGeneration(const v1::GenerationKey& key);
+  void WritePart(std::int32_t rank, std::int64_t step, bool last, bool stopped);
+  void AskForWindows(std::int64_t step);
+  bool Holds(const v1::GenerationKey& key) const;
+
+  Simulation& world_;
+  const int index_;
+  bool alive_ = false;
+  bool released_ = false;
+  std::uint64_t life_ = 0;  // counts incarnations and sessions: old timers do nothing
+  std::uint64_t incarnation_ = 0;
+  std::uint64_t epoch_ = 0;
+  std::optional<core::SessionId> session_;
+  bool registered_ = false;
+  std::int64_t link_busy_until_ = 0;     // messages of one session arrive in order,
+  std::int64_t inbound_busy_until_ = 0;  // either way
+  std::uint64_t node_id_ = 0;
+  std::chrono::milliseconds heartbeat_{500};
+
+  std::optional<v1::StartGeneration> generation_;
+  std::vector<std::int32_t> ranks_;
+  std::set<std::int32_t> finished_;
+  std::int64_t granted_until_ = 0;
+  std::int64_t step_ = 0;
+  bool has_peers_ = false;
+  std::vector<Unacked> unacked_;
+
+  friend class Simulation;
+};
+
+}  // namespace paceline::sim

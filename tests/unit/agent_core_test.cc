@@ -1,0 +1,475 @@
+// The agent's decisions, without a socket, a process or a clock.
+#include "worker/agent/agent_core.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "worker/agent/session_client.h"
+
+namespace paceline {
+namespace {
+
+using namespace std::chrono_literals;
+using ::testing::HasSubstr;
+
+v1::GenerationKey Key(std::uint64_t generation) {
+  v1::GenerationKey key;
+  key.set_run_id("run");
+  key.set_generation(generation);
+  return key;
+}
+
+// Actions of one kind, in order.
+template <typename Action>
+std::vector<Action> Of(const std::vector<AgentAction>& actions) {
+  std::vector<Action> found;
+  for (const AgentAction& action : actions) {
+    if (const auto* one = std::get_if<Action>(&action)) found.push_back(*one);
+  }
+  return found;
+}
+
+class AgentCoreTest : public ::testing::Test {
+ protected:
+  AgentCoreTest() : core_("node-0", 2, 77) { now_.steady = SteadyTime(1h); }
+
+  std::vector<AgentAction> Handle(const AgentEvent& event) { return core_.Handle(event, now_); }
+  std::vector<AgentAction> Advance(std::chrono::milliseconds time) {
+    now_.steady += time;
+    now_.wall_ms += time.count();
+    return Handle(Timer{});
+  }
+
+  std::vector<AgentAction> Told(v1::CoordinatorMessage message, std::uint64_t epoch = 1) {
+    message.set_epoch(epoch);
+    return Handle(CoordinatorSaid{std::move(message)});
+  }
+  std::vector<AgentAction> Register(std::uint64_t epoch = 1) {
+    v1::CoordinatorMessage message;
+    message.mutable_registered()->set_node_id(5);
+    message.mutable_registered()->set_heartbeat_interval_ms(500);
+    message.mutable_registered()->set_lease_ms(4000);
+    return Told(message, epoch);
+  }
+  v1::CoordinatorMessage Start(std::uint64_t generation) {
+    v1::CoordinatorMessage message;
+    v1::StartGeneration& start = *message.mutable_start();
+    *start.mutable_key() = Key(generation);
+    start.set_run_dir("/runs/run");
+    start.set_start_step(10);
+    start.set_start_tokens(1000);
+    for (int slot = 0; slot < 2; ++slot) {
+      v1::RankAssignment& assignment = *start.add_assignments();
+      assignment.set_slot(slot);
+      assignment.set_rank(slot);
+    }
+    start.add_windows()->set_end_step(20);
+    return message;
+  }
+  v1::CoordinatorMessage End(std::uint64_t generation) {
+    v1::CoordinatorMessage message;
+    *message.mutable_end()->mutable_key() = Key(generation);
+    message.mutable_end()->set_reason("over");
+    return message;
+  }
+
+  std::vector<AgentAction> Says(int slot, v1::WorkerMessage message) {
+    return Handle(WorkerSaid{slot, sessions_[slot], std::move(message), {}});
+  }
+  std::vector<AgentAction> Hello(int slot) {
+    sessions_[slot] = ++last_session_;
+    v1::WorkerMessage message;
+    message.mutable_hello()->set_slot(slot);
+    message.mutable_hello()->set_protocol_version(kWorkerProtocolVersion);
+    return Says(slot, message);
+  }
+  std::vector<AgentAction> Ends(int slot, ProcessExit exit) {
+    Handle(WorkerExited{slot, exit, {"last words"}});
+    return Handle(WorkerSessionClosed{slot, sessions_[slot]});
+  }
+  v1::WorkerMessage Ready(std::uint64_t generation, int rank) {
+    v1::WorkerMessage message;
+    *message.mutable_ready()->mutable_key() = Key(generation);
+    message.mutable_ready()->set_rank(rank);
+    return message;
+  }
+  v1::WorkerMessage Finished(std::uint64_t generation, int rank) {
+    v1::WorkerMessage message;
+    *message.mutable_finished()->mutable_key() = Key(generation);
+    message.mutable_finished()->set_rank(rank);
+    return message;
+  }
+  v1::WorkerMessage Failed(std::uint64_t generation, int rank, const std::string& error) {
+    v1::WorkerMessage message;
+    *message.mutable_failed()->mutable_key() = Key(generation);
+    message.mutable_failed()->set_rank(rank);
+    message.mutable_failed()->set_error(error);
+    message.mutable_failed()->set_status_code(static_cast<int>(absl::StatusCode::kDataLoss));
+    return message;
+  }
+  v1::WorkerMessage Step(std::int64_t step) {
+    v1::WorkerMessage message;
+    message.mutable_step()->set_step(step);
+    message.mutable_step()->set_loss(1.5);
+    message.mutable_step()->set_tokens(100);
+    return message;
+  }
+  // Generation 1 with both of its workers connected.
+  void Run() {
+    Register();
+    Told(Start(1));
+    Hello(0);
+    Hello(1);
+  }
+  std::vector<v1::AgentMessage> TellsOf(const std::vector<AgentAction>& actions,
+                                        v1::AgentMessage::BodyCase body) {
+    std::vector<v1::AgentMessage> found;
+    for (const auto& action : Of<TellCoordinator>(actions)) {
+      if (action.message.body_case() == body) found.push_back(action.message);
+    }
+    return found;
+  }
+
+  AgentCore core_;
+  Now now_;
+  std::uint64_t last_session_ = 0;
+  std::uint64_t sessions_[2] = {0, 0};
+};
+
+TEST_F(AgentCoreTest, StartSpawnsOneWorkerASlotAndARepeatNone) {
+  Register();
+  const auto spawned = Of<SpawnWorker>(Told(Start(1)));
+  ASSERT_EQ(spawned.size(), 2u);
+  EXPECT_EQ(spawned[1].slot, 1);
+  EXPECT_EQ(spawned[1].rank, 1);
+  EXPECT_EQ(spawned[1].log_path, "/runs/run/logs/rank-00001.log");
+  EXPECT_TRUE(Of<SpawnWorker>(Told(Start(1))).empty());
+}
+
+TEST_F(AgentCoreTest, HelloIsAnsweredWithItsRankAndWhatWasGrantedSince) {
+  Register();
+  Told(Start(1));
+  v1::CoordinatorMessage grant;
+  *grant.mutable_window_grant()->mutable_key() = Key(1);
+  grant.mutable_window_grant()->mutable_window()->set_first_step(20);
+  grant.mutable_window_grant()->mutable_window()->set_end_step(30);
+  EXPECT_TRUE(Of<TellWorker>(Told(grant)).empty());
+  const auto told = Of<TellWorker>(Hello(1));
+  ASSERT_EQ(told.size(), 1u);
+  const v1::RankStart& start = told[0].command.start();
+  EXPECT_EQ(start.rank(), 1);
+  EXPECT_EQ(start.start_step(), 10);
+  ASSERT_EQ(start.windows_size(), 1);
+  EXPECT_EQ(start.windows(0).end_step(), 30);
+}
+
+TEST_F(AgentCoreTest, PeersAreForwardedOnceAndToLateWorkersToo) {
+  Register();
+  Told(Start(1));
+  Hello(0);
+  v1::CoordinatorMessage peers;
+  *peers.mutable_peers()->mutable_key() = Key(1);
+  EXPECT_EQ(Of<TellWorker>(Told(peers)).size(), 1u);
+  EXPECT_TRUE(Of<TellWorker>(Told(peers)).empty());
+  EXPECT_EQ(Of<TellWorker>(Hello(1)).size(), 2u);
+}
+
+TEST_F(AgentCoreTest, StepsAreRecordedWithTheLineagesTokens) {
+  Run();
+  Says(0, Step(11));
+  const auto lines = Of<AppendStep>(Says(0, Step(12)));
+  ASSERT_EQ(lines.size(), 1u);
+  EXPECT_EQ(lines[0].run_dir, "/runs/run");
+  EXPECT_THAT(lines[0].line, HasSubstr("\"step\":12"));
+  EXPECT_THAT(lines[0].line, HasSubstr("\"tokens\":1200"));
+  EXPECT_TRUE(Of<AppendStep>(Says(1, Step(12))).empty()) << "only rank 0 reports steps";
+}
+
+TEST_F(AgentCoreTest, StepsAreRecordedWhileTheCoordinatorIsAway) {
+  Run();
+  Handle(CoordinatorLost{absl::UnavailableError("gone")});
+  const auto actions = Says(0, Step(11));
+  EXPECT_EQ(Of<AppendStep>(actions).size(), 1u);
+  EXPECT_TRUE(Of<TellCoordinator>(actions).empty());
+  EXPECT_TRUE(Of<KillWorker>(Advance(1h)).empty());
+}
+
+TEST_F(AgentCoreTest, HeartbeatCarriesTheLatestProgressAtTheInterval) {
+  Run();
+  v1::WorkerMessage progress;
+  progress.mutable_progress()->set_rank(1);
+  progress.mutable_progress()->set_step(11);
+  Says(1, progress);
+  Says(0, Step(11));
+  EXPECT_TRUE(Of<TellCoordinator>(Advance(499ms)).empty());
+  const auto told = Of<TellCoordinator>(Advance(1ms));
+  ASSERT_EQ(told.size(), 1u);
+  EXPECT_TRUE(told[0].newest_only);
+  EXPECT_EQ(told[0].message.incarnation(), 77u);
+  ASSERT_EQ(told[0].message.heartbeat().progress_size(), 1);
+  const v1::NodeProgress& node = told[0].message.heartbeat().progress(0);
+  ASSERT_EQ(node.ranks_size(), 1);
+  EXPECT_EQ(node.ranks(0).step(), 11);
+  EXPECT_EQ(node.step().step(), 11);
+  EXPECT_EQ(node.tokens(), 1100);
+}
+
+TEST_F(AgentCoreTest, LastStepReachesTheCoordinatorBeforeTheRanksEnd) {
+  Run();
+  Says(0, Step(20));
+  const auto told = Of<TellCoordinator>(Says(0, Finished(1, 0)));
+  ASSERT_EQ(told.size(), 3u);
+  EXPECT_EQ(told[0].message.heartbeat().progress(0).step().step(), 20);
+  EXPECT_FALSE(told[0].newest_only);
+  EXPECT_TRUE(told[1].message.has_finished());
+  EXPECT_TRUE(told[2].message.has_heartbeat());
+}
+
+TEST_F(AgentCoreTest, HeartbeatNamesGenerationsWithoutProgressAndThoseThatEnd) {
+  Run();
+  EXPECT_EQ(Of<TellCoordinator>(Advance(500ms))[0].message.heartbeat().progress_size(), 1);
+  Told(End(1));
+  EXPECT_EQ(Of<TellCoordinator>(Advance(500ms))[0].message.heartbeat().progress_size(), 1);
+  Ends(0, {.exit_code = 0});
+  Ends(1, {.exit_code = 0});
+  EXPECT_EQ(Of<TellCoordinator>(Advance(500ms))[0].message.heartbeat().progress_size(), 0);
+}
+
+// A window granted just before a crash of the coordinator reaches the node with the repeat.
+TEST_F(AgentCoreTest, RepeatedStartBringsTheWindowsGrantedMeanwhile) {
+  Run();
+  v1::CoordinatorMessage start = Start(1);
+  v1::Window& window = *start.mutable_start()->add_windows();
+  window.set_first_step(20);
+  window.set_end_step(40);
+  const auto told = Of<TellWorker>(Told(start));
+  ASSERT_EQ(told.size(), 2u);
+  EXPECT_EQ(told[0].command.window_grant().window().end_step(), 40);
+  EXPECT_TRUE(Of<TellWorker>(Told(start)).empty());
+}
+
+TEST_F(AgentCoreTest, KilledWorkerIsReportedWithItsSignalAndLastWords) {
+  Run();
+  const auto failed = TellsOf(Ends(1, {.signal = SIGKILL}), v1::AgentMessage::kFailed);
+  ASSERT_EQ(failed.size(), 1u);
+  EXPECT_EQ(failed[0].failed().rank(), 1);
+  EXPECT_EQ(failed[0].failed().signal(), SIGKILL);
+  EXPECT_EQ(failed[0].failed().exit_code(), -1);
+  ASSERT_EQ(failed[0].failed().stderr_tail_size(), 1);
+  EXPECT_EQ(failed[0].failed().stderr_tail(0), "last words");
+  EXPECT_THAT(failed[0].failed().error(), HasSubstr("signal 9"));
+}
+
+// The pidfd and the socket are different threads' matter: the exit may be seen first.
+TEST_F(AgentCoreTest, WorkersOwnErrorIsKeptThoughItsExitIsSeenFirst) {
+  Run();
+  EXPECT_TRUE(
+      TellsOf(Handle(WorkerExited{0, {.exit_code = 70}, {"tail"}}), v1::AgentMessage::kFailed)
+          .empty());
+  EXPECT_TRUE(TellsOf(Says(0, Failed(1, 0, "shard torn")), v1::AgentMessage::kFailed).empty());
+  const auto failed =
+      TellsOf(Handle(WorkerSessionClosed{0, sessions_[0]}), v1::AgentMessage::kFailed);
+  ASSERT_EQ(failed.size(), 1u);
+  EXPECT_EQ(failed[0].failed().error(), "shard torn");
+  EXPECT_EQ(failed[0].failed().exit_code(), 70);
+  EXPECT_EQ(failed[0].failed().status_code(), static_cast<int>(absl::StatusCode::kDataLoss));
+}
+
+TEST_F(AgentCoreTest, FailureIsToldOnceThoughTheProcessLivesOn) {
+  Run();
+  Says(0, Failed(1, 0, "NaN in rank 0"));
+  const auto failed = TellsOf(Advance(500ms), v1::AgentMessage::kFailed);
+  ASSERT_EQ(failed.size(), 1u);
+  EXPECT_EQ(failed[0].failed().exit_code(), -1);
+  EXPECT_TRUE(TellsOf(Ends(0, {.exit_code = 1}), v1::AgentMessage::kFailed).empty());
+}
+
+TEST_F(AgentCoreTest, CleanExitBeforeTheRankFinishedIsAFailure) {
+  Run();
+  EXPECT_EQ(TellsOf(Ends(0, {.exit_code = 0}), v1::AgentMessage::kFailed).size(), 1u);
+}
+
+TEST_F(AgentCoreTest, ExitAfterTheRankFinishedIsNoFailure) {
+  Run();
+  Says(0, Finished(1, 0));
+  EXPECT_TRUE(TellsOf(Ends(0, {.exit_code = 0}), v1::AgentMessage::kFailed).empty());
+}
+
+TEST_F(AgentCoreTest, EndTellsWorkersKillsTheStubbornAndThenAnswersGone) {
+  Run();
+  const auto told = Of<TellWorker>(Told(End(1)));
+  ASSERT_EQ(told.size(), 4u);
+  EXPECT_TRUE(told[0].command.has_abort());
+  EXPECT_TRUE(told[1].command.has_exit());
+  EXPECT_TRUE(TellsOf(Ends(0, {.exit_code = 0}), v1::AgentMessage::kGone).empty());
+  EXPECT_TRUE(Of<KillWorker>(Advance(4999ms)).empty());
+  const auto killed = Of<KillWorker>(Advance(1ms));
+  ASSERT_EQ(killed.size(), 1u);
+  EXPECT_EQ(killed[0].slot, 1);
+  const auto actions = Ends(1, {.signal = SIGKILL});
+  EXPECT_EQ(TellsOf(actions, v1::AgentMessage::kGone).size(), 1u);
+  EXPECT_TRUE(TellsOf(actions, v1::AgentMessage::kFailed).empty());
+  EXPECT_EQ(Of<CloseRecords>(actions).size(), 1u);
+  EXPECT_TRUE(core_.View().ranks.empty());
+}
+
+TEST_F(AgentCoreTest, EndOfAnUnknownGenerationIsAnsweredGone) {
+  Register();
+  EXPECT_EQ(TellsOf(Told(End(9)), v1::AgentMessage::kGone).size(), 1u);
+}
+
+TEST_F(AgentCoreTest, StartOfAnEndedGenerationIsAnsweredGone) {
+  Run();
+  Told(End(1));
+  Ends(0, {.exit_code = 0});
+  Ends(1, {.exit_code = 0});
+  const auto actions = Told(Start(1));
+  EXPECT_TRUE(Of<SpawnWorker>(actions).empty());
+  EXPECT_EQ(TellsOf(actions, v1::AgentMessage::kGone).size(), 1u);
+}
+
+TEST_F(AgentCoreTest, NewerGenerationWaitsForTheSlotsOfTheOlder) {
+  Run();
+  EXPECT_TRUE(Of<SpawnWorker>(Told(Start(2))).empty());
+  EXPECT_TRUE(Of<SpawnWorker>(Ends(0, {.exit_code = 0})).empty());
+  const auto actions = Ends(1, {.exit_code = 0});
+  EXPECT_EQ(Of<SpawnWorker>(actions).size(), 2u);
+  EXPECT_TRUE(Of<SpawnWorker>(Told(Start(1))).empty()) << "the older must not come back";
+}
+
+TEST_F(AgentCoreTest, WordsOfAnEarlierSessionOrGenerationChangeNothing) {
+  Run();
+  const std::uint64_t old_session = sessions_[0];
+  Told(Start(2));
+  Ends(0, {.exit_code = 0});
+  Ends(1, {.exit_code = 0});
+  Hello(0);
+  EXPECT_TRUE(Handle(WorkerSaid{0, old_session, Step(11), {}}).empty());
+  EXPECT_TRUE(Handle(WorkerSessionClosed{0, old_session}).empty());
+  EXPECT_TRUE(Says(0, Ready(1, 0)).empty());
+}
+
+TEST_F(AgentCoreTest, ReconnectTellsAgainWhatWasNotAcknowledged) {
+  Run();
+  Says(0, Ready(1, 0));
+  Handle(CoordinatorLost{absl::UnavailableError("crash")});
+  EXPECT_TRUE(Of<TellCoordinator>(Says(1, Ready(1, 1))).empty());
+  const auto actions = Register(/*epoch=*/2);
+  EXPECT_EQ(TellsOf(actions, v1::AgentMessage::kReady).size(), 2u);
+}
+
+TEST_F(AgentCoreTest, LowerEpochIsNotObeyedAndDropped) {
+  Register(/*epoch=*/3);
+  Handle(CoordinatorLost{absl::UnavailableError("crash")});
+  EXPECT_EQ(Of<DropCoordinator>(Register(/*epoch=*/2)).size(), 1u);
+  const auto actions = Told(Start(1), /*epoch=*/2);
+  EXPECT_TRUE(Of<SpawnWorker>(actions).empty());
+  EXPECT_TRUE(Of<SpawnWorker>(Told(Start(1), /*epoch=*/3)).empty())
+      << "what is left of a dropped stream";
+  Register(/*epoch=*/3);
+  EXPECT_EQ(Of<SpawnWorker>(Told(Start(1), /*epoch=*/3)).size(), 2u);
+}
+
+TEST_F(AgentCoreTest, RefusedAgentKillsItsWorkersAndEndsWorthARetry) {
+  Run();
+  const auto actions = Handle(CoordinatorLost{absl::FailedPreconditionError("replaced")});
+  EXPECT_EQ(Of<KillWorker>(actions).size(), 2u);
+  EXPECT_TRUE(Of<EndAgent>(actions).empty()) << "workers live";
+  Ends(0, {.signal = SIGKILL});
+  const auto end = Of<EndAgent>(Ends(1, {.signal = SIGKILL}));
+  ASSERT_EQ(end.size(), 1u);
+  EXPECT_EQ(end[0].code, ExitCode::kRetry);
+}
+
+TEST_F(AgentCoreTest, WrongTokenEndsAnAgentThatNeverRegistered) {
+  const auto end = Of<EndAgent>(Handle(CoordinatorLost{absl::UnauthenticatedError("token")}));
+  ASSERT_EQ(end.size(), 1u);
+  EXPECT_EQ(end[0].code, ExitCode::kBadInput);
+}
+
+TEST_F(AgentCoreTest, ReleaseEndsAnIdleAgentAtOnce) {
+  Register();
+  v1::CoordinatorMessage release;
+  release.mutable_release()->set_reason("the run is complete");
+  const auto end = Of<EndAgent>(Told(release));
+  ASSERT_EQ(end.size(), 1u);
+  EXPECT_EQ(end[0].code, ExitCode::kDone);
+}
+
+TEST_F(AgentCoreTest, ShutdownTellsItsRanksFailuresAndASecondOneKills) {
+  Run();
+  const auto first = Handle(ShutdownAsked{"SIGTERM"});
+  EXPECT_EQ(TellsOf(first, v1::AgentMessage::kFailed).size(), 2u);
+  EXPECT_TRUE(Of<KillWorker>(first).empty());
+  EXPECT_EQ(Of<KillWorker>(Handle(ShutdownAsked{"SIGTERM"})).size(), 2u);
+  Ends(0, {.signal = SIGKILL});
+  const auto end = Of<EndAgent>(Ends(1, {.signal = SIGKILL}));
+  ASSERT_EQ(end.size(), 1u);
+  EXPECT_EQ(end[0].code, ExitCode::kRetry);
+}
+
+TEST_F(AgentCoreTest, SlotOutsideTheNodeFailsItsRanksByName) {
+  Register();
+  v1::CoordinatorMessage start = Start(1);
+  start.mutable_start()->mutable_assignments(1)->set_slot(2);
+  const auto actions = Told(start);
+  EXPECT_TRUE(Of<SpawnWorker>(actions).empty());
+  const auto failed = TellsOf(actions, v1::AgentMessage::kFailed);
+  ASSERT_EQ(failed.size(), 2u);
+  EXPECT_THAT(failed[0].failed().error(), HasSubstr("slot 2"));
+  EXPECT_EQ(TellsOf(Told(End(1)), v1::AgentMessage::kGone).size(), 1u);
+}
+
+TEST_F(AgentCoreTest, WorkerThatCannotBeStartedFailsItsRank) {
+  Register();
+  Told(Start(1));
+  const auto failed = TellsOf(Handle(WorkerNotSpawned{1, absl::NotFoundError("no program")}),
+                              v1::AgentMessage::kFailed);
+  ASSERT_EQ(failed.size(), 1u);
+  EXPECT_EQ(failed[0].failed().rank(), 1);
+  EXPECT_THAT(failed[0].failed().error(), HasSubstr("no program"));
+}
+
+TEST_F(AgentCoreTest, WorkerOfAnotherReleaseIsRefusedByName) {
+  Register();
+  Told(Start(1));
+  sessions_[0] = ++last_session_;
+  v1::WorkerMessage hello;
+  hello.mutable_hello()->set_protocol_version(99);
+  const auto actions = Says(0, hello);
+  EXPECT_EQ(Of<KillWorker>(actions).size(), 1u);
+  const auto failed = TellsOf(actions, v1::AgentMessage::kFailed);
+  ASSERT_EQ(failed.size(), 1u);
+  EXPECT_THAT(failed[0].failed().error(), HasSubstr("99"));
+}
+
+TEST_F(AgentCoreTest, RanksThatAskForTheSameWindowsAskOnce) {
+  Run();
+  v1::WorkerMessage request;
+  *request.mutable_window_request()->mutable_key() = Key(1);
+  request.mutable_window_request()->set_until_step(40);
+  EXPECT_EQ(TellsOf(Says(0, request), v1::AgentMessage::kWindowRequest).size(), 1u);
+  EXPECT_TRUE(TellsOf(Says(1, request), v1::AgentMessage::kWindowRequest).empty());
+  now_.steady += 500ms;
+  EXPECT_EQ(TellsOf(Says(1, request), v1::AgentMessage::kWindowRequest).size(), 1u)
+      << "the first may have been lost";
+  request.mutable_window_request()->set_until_step(20);
+  EXPECT_TRUE(TellsOf(Says(1, request), v1::AgentMessage::kWindowRequest).empty()) << "granted";
+}
+
+TEST_F(AgentCoreTest, CommittedCheckpointIsNotToldAgain) {
+  Run();
+  v1::WorkerMessage part;
+  *part.mutable_checkpoint_part()->mutable_key() = Key(1);
+  part.mutable_checkpoint_part()->mutable_position()->set_step(15);
+  EXPECT_EQ(TellsOf(Says(0, part), v1::AgentMessage::kCheckpointPart).size(), 1u);
+  EXPECT_EQ(TellsOf(Register(), v1::AgentMessage::kCheckpointPart).size(), 1u);
+  v1::CoordinatorMessage committed;
+  *committed.mutable_checkpoint_committed()->mutable_key() = Key(1);
+  committed.mutable_checkpoint_committed()->set_step(15);
+  EXPECT_EQ(Of<TellWorker>(Told(committed)).size(), 2u);
+  EXPECT_TRUE(TellsOf(Register(), v1::AgentMessage::kCheckpointPart).empty());
+}
+
+}  // namespace
+}  // namespace paceline

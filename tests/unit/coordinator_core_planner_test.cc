@@ -1,0 +1,69 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "coordinator/core/planner.h"
+
+namespace paceline::core {
+namespace {
+
+using testing::HasSubstr;
+
+RunFile FileOf(std::int64_t nodes, std::int64_t slots) {
+  RunFile file;
+  file.launch.nodes = nodes;
+  file.launch.slots_per_node = slots;
+  file.train.global_batch_size = 16;
+  file.train.micro_batch_size = 2;
+  return file;
+}
+
+TEST(PlannerTest, RanksLieNodeByNodeContiguously) {
+  const Plan plan = PlanFor(FileOf(2, 2), {{NodeId{3}, 2}, {NodeId{5}, 2}, {NodeId{9}, 2}});
+  ASSERT_TRUE(plan.fits);
+  EXPECT_EQ(plan.layout.data(), 4);
+  EXPECT_EQ(plan.layout.pipeline(), 1);
+  EXPECT_EQ(plan.layout.expert(), 1);
+  ASSERT_EQ(plan.placements.size(), 4u);
+  const std::uint64_t nodes[] = {3, 3, 5, 5};
+  for (int rank = 0; rank < 4; ++rank) {
+    EXPECT_EQ(plan.placements[rank].rank(), rank);
+    EXPECT_EQ(plan.placements[rank].node_id(), nodes[rank]);
+    EXPECT_EQ(plan.placements[rank].slot(), rank % 2);
+  }
+}
+
+TEST(PlannerTest, ABigNodeTakesNoMoreThanSlotsPerNode) {
+  const Plan plan = PlanFor(FileOf(2, 2), {{NodeId{1}, 8}, {NodeId{2}, 8}});
+  ASSERT_TRUE(plan.fits);
+  EXPECT_EQ(plan.placements[2].node_id(), 2u);
+}
+
+TEST(PlannerTest, SmallNodesFillUpToTheWorldSize) {
+  const Plan plan = PlanFor(FileOf(1, 4), {{NodeId{1}, 3}, {NodeId{2}, 3}});
+  ASSERT_TRUE(plan.fits);
+  EXPECT_EQ(plan.placements.size(), 4u);
+  EXPECT_EQ(plan.placements[3].node_id(), 2u);
+}
+
+TEST(PlannerTest, TooFewSlotsSayWhatIsMissing) {
+  const Plan plan = PlanFor(FileOf(2, 2), {{NodeId{1}, 2}});
+  EXPECT_FALSE(plan.fits);
+  EXPECT_TRUE(plan.placements.empty());
+  EXPECT_EQ(plan.reason, "waits for 4 slots (2 nodes of 2); 2 slots on 1 node are free");
+}
+
+TEST(PlannerTest, ABatchThatDoesNotSplitIsRefusedWithTheNumbers) {
+  const absl::Status status = LayoutFor(FileOf(3, 1)).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("global_batch_size = 16"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("a multiple of 6"));
+}
+
+TEST(PlannerTest, LayoutsOfLaterVersionsAreRefused) {
+  RunFile file = FileOf(2, 2);
+  file.layout.pipeline = 2;
+  EXPECT_EQ(LayoutFor(file).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace paceline::core

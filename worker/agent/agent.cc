@@ -1,0 +1,352 @@
+#include "worker/agent/agent.h"
+
+#include <prometheus/metric_family.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <filesystem>
+#include <future>
+#include <map>
+#include <mutex>
+#include <system_error>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "common/clock.h"
+#include "common/http_server.h"
+#include "common/metrics_text.h"
+#include "common/process.h"
+#include "worker/agent/agent_core.h"
+#include "worker/agent/coordinator_link.h"
+#include "worker/agent/mailbox.h"
+#include "worker/agent/records.h"
+#include "worker/agent/session_client.h"
+#include "worker/agent/socket_folder.h"
+#include "worker/agent/worker_server.h"
+#include "worker/telemetry/agent_metrics.h"
+
+namespace paceline {
+namespace {
+
+constexpr std::size_t kMailsMax = 1024;
+constexpr int kSlotsMax = 256;
+constexpr std::chrono::milliseconds kFarewell{1000};
+
+std::string HostName() {
+  char name[256] = {};
+  return ::gethostname(name, sizeof(name) - 1) == 0 ? name : "unknown";
+}
+
+std::string NameOf(const v1::GenerationKey& key) {
+  return "run " + key.run_id() + " generation " + std::to_string(key.generation());
+}
+
+absl::Status Check(const AgentOptions& options) {
+  if (options.coordinator.empty() == options.coordinator_file.empty()) {
+    return absl::InvalidArgumentError("give either --coordinator or --coordinator-file");
+  }
+  const bool plain = std::all_of(options.name.begin(), options.name.end(), [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '-' || c == '_' || c == '.';
+  });
+  if (options.name.empty() || options.name.front() == '.' || !plain) {
+    return absl::InvalidArgumentError("--name \"" + options.name +
+                                      "\": use letters, digits, '-', '_' and '.'");
+  }
+  if (options.slots < 1 || options.slots > kSlotsMax) {
+    return absl::InvalidArgumentError("--slots " + std::to_string(options.slots) + ": give 1 to " +
+                                      std::to_string(kSlotsMax));
+  }
+  if (::access(options.worker.c_str(), X_OK) != 0) {
+    return absl::InvalidArgumentError("--worker " + options.worker +
+                                      ": is not a program that can be started");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+struct Agent::Impl {
+  struct Mail {
+    AgentEvent event;
+    std::shared_ptr<std::promise<bool>> accepted;  // of a Hello
+  };
+  struct Records {
+    std::optional<LineFile> steps;
+    std::optional<LineFile> evals;
+  };
+
+  Impl(AgentOptions given, SocketFolder folder, std::uint64_t incarnation_ms)
+      : options(std::move(given)),
+        incarnation(incarnation_ms),
+        socket(std::move(folder)),
+        core(options.name, options.slots, incarnation_ms),
+        processes(static_cast<std::size_t>(options.slots)) {}
+
+  absl::Status Start();
+  void Connect();
+  bool OnWorkerMessage(int slot, std::uint64_t session, v1::WorkerMessage message);
+  bool Prepare(AgentEvent& event);
+  void Handle(const AgentEvent& event);
+  AgentView View();
+  void Stop();
+
+  void Do(const TellCoordinator& action);
+  void Do(const DropCoordinator& action);
+  void Do(const SpawnWorker& action);
+  void Do(const TellWorker& action) { server->Send(action.slot, action.command); }
+  void Do(const KillWorker& action);
+  void Do(const AppendStep& action);
+  void Do(const AppendEval& action);
+  void Do(const CloseRecords& action) { records.erase(action.run_dir); }
+  void Do(const EndAgent& action) { end = action; }
+  void Append(std::optional<LineFile>& file, const std::string& path, const std::string& line);
+
+  const AgentOptions options;
+  const std::uint64_t incarnation;
+  SocketFolder socket;
+  Mailbox<Mail> mailbox{kMailsMax};
+  std::mutex core_mutex;  // between the loop and a scrape; Handle neither waits nor does I/O
+  AgentCore core;
+  std::atomic<std::int64_t> reconnect_max_ms{1000};
+  std::atomic<std::int64_t> record_errors{0};
+  std::unique_ptr<WorkerServer> server;
+  std::unique_ptr<HttpServer> http;
+  std::unique_ptr<CoordinatorLink> link;
+
+  // The loop's alone.
+  std::vector<std::unique_ptr<Process>> processes;  // by slot
+  std::map<std::string, Records> records;           // by run folder
+  std::optional<EndAgent> end;
+};
+
+absl::Status Agent::Impl::Start() {
+  ASSIGN_OR_RETURN(
+      server,
+      WorkerServer::Start({.socket_path = socket.socket_path(),
+                           .slots = options.slots,
+                           .on_message =
+                               [this](int slot, std::uint64_t session, v1::WorkerMessage message) {
+                                 return OnWorkerMessage(slot, session, std::move(message));
+                               },
+                           .on_closed =
+                               [this](int slot, std::uint64_t session) {
+                                 mailbox.Push({WorkerSessionClosed{slot, session}, nullptr});
+                               }}));
+  ASSIGN_OR_RETURN(http, HttpServer::Start(options.metrics_listen,
+                                           {{"/metrics", [this] {
+                                               return MetricsResponse(AgentMetricFamilies(
+                                                   View(), HostName(), options.version));
+                                             }}}));
+  return absl::OkStatus();
+}
+
+void Agent::Impl::Connect() {
+  v1::AgentMessage registration;
+  registration.set_incarnation(incarnation);
+  v1::RegisterNode& node = *registration.mutable_register_();
+  node.set_name(options.name);
+  node.set_incarnation(incarnation);
+  node.set_host(HostName());
+  node.set_slots(options.slots);
+  node.set_pid(::getpid());
+  node.set_metrics_address(http->address());
+  node.set_protocol_version(kWorkerProtocolVersion);
+  node.set_run_id(options.run_id);
+  link = std::make_unique<CoordinatorLink>(CoordinatorLinkOptions{
+      .address = options.coordinator,
+      .coordinator_file = options.coordinator_file,
+      .token_file = options.token_file,
+      .registration = std::move(registration),
+      .on_message =
+          [this](v1::CoordinatorMessage message) {
+            mailbox.Push({CoordinatorSaid{std::move(message)}, nullptr});
+          },
+      .on_lost =
+          [this](absl::Status reason) {
+            mailbox.Push({CoordinatorLost{std::move(reason)}, nullptr});
+          },
+      .reconnect_max = [this] { return std::chrono::milliseconds(reconnect_max_ms.load()); }});
+}
+
+// A worker's first message waits until the loop has compared its process with the slot's, so that
+// nothing is ever sent to a process that an earlier agent or generation left.
+bool Agent::Impl::OnWorkerMessage(int slot, std::uint64_t session, v1::WorkerMessage message) {
+  const bool hello = message.has_hello();
+  auto accepted = hello ? std::make_shared<std::promise<bool>>() : nullptr;
+  if (!mailbox.Push({WorkerSaid{slot, session, std::move(message), {}}, accepted})) return false;
+  return !hello || accepted->get_future().get();
+}
+
+// Adds what only the loop knows. False: the event is refused.
+bool Agent::Impl::Prepare(AgentEvent& event) {
+  if (auto* said = std::get_if<WorkerSaid>(&event)) {
+    const std::unique_ptr<Process>& process = processes[static_cast<std::size_t>(said->slot)];
+    if (said->message.has_hello()) {
+      return process != nullptr && process->pid() == said->message.hello().pid();
+    }
+    if (said->message.has_failed() && process != nullptr) {
+      said->stderr_tail = process->stderr_tail();
+    }
+  } else if (auto* exited = std::get_if<WorkerExited>(&event)) {
+    std::unique_ptr<Process>& process = processes[static_cast<std::size_t>(exited->slot)];
+    exited->stderr_tail = process->stderr_tail();
+    process.reset();
+    spdlog::info("the worker in slot {} ended with {}", exited->slot, ToString(exited->exit));
+  } else if (const auto* lost = std::get_if<CoordinatorLost>(&event)) {
+    spdlog::debug("no coordinator: {}", lost->reason.ToString());
+  } else if (const auto* shutdown = std::get_if<ShutdownAsked>(&event)) {
+    spdlog::info("asked to end: {}", shutdown->reason);
+  }
+  return true;
+}
+
+void Agent::Impl::Handle(const AgentEvent& event) {
+  std::vector<AgentAction> actions;
+  bool was_registered = false;
+  bool is_registered = false;
+  {
+    const std::lock_guard lock(core_mutex);
+    was_registered = core.registered();
+    actions = core.Handle(event, ReadClock());
+    is_registered = core.registered();
+    reconnect_max_ms = core.timeouts().reconnect_max.count();
+  }
+  if (was_registered != is_registered) {
+    const auto* lost = std::get_if<CoordinatorLost>(&event);
+    if (is_registered) {
+      spdlog::info("registered with the coordinator");
+    } else {
+      spdlog::warn("the coordinator is away, workers go on{}",
+                   lost == nullptr ? "" : ": " + lost->reason.ToString());
+    }
+  }
+  for (const AgentAction& action : actions) {
+    std::visit([this](const auto& specific) { Do(specific); }, action);
+  }
+}
+
+AgentView Agent::Impl::View() {
+  const std::lock_guard lock(core_mutex);
+  AgentView view = core.View();
+  view.counters.record_errors = record_errors.load();
+  return view;
+}
+
+void Agent::Impl::Do(const TellCoordinator& action) {
+  if (action.message.has_failed()) {
+    spdlog::error("rank {} of {} failed: {}", action.message.failed().rank(),
+                  NameOf(action.message.failed().key()), action.message.failed().error());
+  }
+  link->Send(action.message, action.newest_only);
+}
+
+void Agent::Impl::Do(const DropCoordinator& action) {
+  spdlog::warn("not obeying this coordinator: {}", action.reason);
+  link->Drop();
+}
+
+void Agent::Impl::Do(const SpawnWorker& action) {
+  std::error_code error;
+  std::filesystem::create_directories(std::filesystem::path(action.log_path).parent_path(), error);
+  const int slot = action.slot;
+  const std::string what = NameOf(action.key) + " rank " + std::to_string(action.rank);
+  absl::StatusOr<std::unique_ptr<Process>> process =
+      Process::Start({.argv = {options.worker, "--agent-socket", socket.socket_path(), "--slot",
+                               std::to_string(slot)},
+                      .log_path = action.log_path,
+                      .log_header = "--- " + what + " on node " + options.name,
+                      .on_exit = [this, slot](const ProcessExit& exit) {
+                        mailbox.Push({WorkerExited{slot, exit, {}}, nullptr});
+                      }});
+  if (!process.ok()) {
+    spdlog::error("{}: no worker started: {}", what, process.status().ToString());
+    return Handle(WorkerNotSpawned{slot, process.status()});
+  }
+  spdlog::info("{}: started a worker in slot {}, pid {}", what, slot, (*process)->pid());
+  processes[static_cast<std::size_t>(slot)] = *std::move(process);
+}
+
+void Agent::Impl::Do(const KillWorker& action) {
+  const std::unique_ptr<Process>& process = processes[static_cast<std::size_t>(action.slot)];
+  if (process == nullptr) return;
+  spdlog::info("killing the worker in slot {}", action.slot);
+  process->Kill();
+}
+
+void Agent::Impl::Do(const AppendStep& action) {
+  Append(records[action.run_dir].steps, action.run_dir + "/steps.jsonl", action.line);
+}
+
+void Agent::Impl::Do(const AppendEval& action) {
+  Append(records[action.run_dir].evals, action.run_dir + "/evals.jsonl", action.line);
+}
+
+// A record that cannot be written stops no training; it is counted and said.
+void Agent::Impl::Append(std::optional<LineFile>& file, const std::string& path,
+                         const std::string& line) {
+  absl::Status status;
+  if (!file.has_value()) {
+    absl::StatusOr<LineFile> opened = LineFile::Open(path);
+    status = opened.status();
+    if (opened.ok()) file.emplace(*std::move(opened));
+  }
+  if (status.ok()) status = file->Append(line);
+  if (status.ok()) return;
+  ++record_errors;
+  spdlog::error("a line of the run's records is lost: {}", status.ToString());
+}
+
+// The last words go out, and then threads that may still push into the mailbox are ended.
+void Agent::Impl::Stop() {
+  link->Finish(kFarewell);
+  for (const Mail& mail : mailbox.Close()) {
+    if (mail.accepted != nullptr) mail.accepted->set_value(false);
+  }
+  link.reset();
+  server.reset();
+  http.reset();
+  processes.clear();
+}
+
+Agent::Agent(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Agent::~Agent() = default;
+
+absl::StatusOr<std::unique_ptr<Agent>> Agent::Create(AgentOptions options) {
+  RETURN_IF_ERROR(Check(options));
+  ASSIGN_OR_RETURN(SocketFolder folder, SocketFolder::Make(options.state_dir, options.name));
+  auto impl = std::make_unique<Impl>(std::move(options), std::move(folder),
+                                     static_cast<std::uint64_t>(ReadClock().wall_ms));
+  RETURN_IF_ERROR(impl->Start());
+  return std::unique_ptr<Agent>(new Agent(std::move(impl)));
+}
+
+ExitCode Agent::Run() {
+  impl_->Connect();
+  spdlog::info("node {} with {} slots, metrics at http://{}/metrics", impl_->options.name,
+               impl_->options.slots, impl_->http->address());
+  while (!impl_->end.has_value()) {
+    const SteadyTime now = std::chrono::steady_clock::now();
+    const SteadyTime deadline =
+        std::min(impl_->core.NextDeadline(), now + std::chrono::seconds(60));
+    std::optional<Impl::Mail> mail = impl_->mailbox.Pop(deadline);
+    if (mail.has_value()) {
+      const bool accepted = impl_->Prepare(mail->event);
+      if (accepted) impl_->Handle(mail->event);
+      if (mail->accepted != nullptr) mail->accepted->set_value(accepted);
+    }
+    if (std::chrono::steady_clock::now() >= impl_->core.NextDeadline()) impl_->Handle(Timer{});
+  }
+  impl_->Stop();
+  const EndAgent& end = *impl_->end;
+  spdlog::info("node {} ends: {}", impl_->options.name, end.reason);
+  return end.code;
+}
+
+void Agent::Shutdown(const std::string& reason) {
+  impl_->mailbox.Push({ShutdownAsked{reason}, nullptr});
+}
+
+}  // namespace paceline

@@ -1,0 +1,49 @@
+// The agent's shell: it carries messages, processes and timers to AgentCore and carries out what
+// AgentCore decides.
+//
+//   sockets, streams, processes --events--> mailbox --> loop: AgentCore::Handle --> actions
+//
+// Invariant: actions are carried out one after the other, in the order they were decided, on the
+// loop's thread; when Run returns no worker of this agent lives.
+// Threading: Run on one thread; Shutdown from any.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "common/exit_code.h"
+#include "common/status.h"
+
+namespace paceline {
+
+struct AgentOptions {
+  std::string coordinator;       // HOST:PORT, or
+  std::string coordinator_file;  // the path of a coordinator.json, read at every connection
+  std::string token_file;
+  std::string name;
+  int slots = 1;
+  std::string run_id;     // serves this run alone; empty: any
+  std::string state_dir;  // the socket's folder is made in it; empty: in the system's temporary one
+  std::string metrics_listen = "127.0.0.1:0";
+  std::string worker;   // the worker program
+  std::string version;  // of this release
+};
+
+class Agent {
+ public:
+  // kInvalidArgument: names the option. kAlreadyExists: the metrics address is in use.
+  static absl::StatusOr<std::unique_ptr<Agent>> Create(AgentOptions options);
+  ~Agent();
+
+  // Serves until released, refused, or shut down.
+  ExitCode Run();
+  // Ends the ranks and then the agent; a second call ends them at once.
+  void Shutdown(const std::string& reason);
+
+ private:
+  struct Impl;
+  explicit Agent(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace paceline

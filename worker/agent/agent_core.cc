@@ -1,0 +1,443 @@
+#include "worker/agent/agent_core.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <set>
+
+namespace paceline {
+namespace {
+
+constexpr std::size_t kEndedRunsMax = 64;
+constexpr std::int64_t kDefaultBudgetMs = 5000;  // until Registered names the run's own
+
+std::string RankLog(const std::string& run_dir, int rank) {
+  char name[32];
+  std::snprintf(name, sizeof(name), "rank-%05d.log", rank);
+  return run_dir + "/logs/" + name;
+}
+
+v1::WorkerCommand AbortOf(const v1::GenerationKey& key, const std::string& reason) {
+  v1::WorkerCommand command;
+  *command.mutable_abort()->mutable_key() = key;
+  command.mutable_abort()->set_reason(reason);
+  return command;
+}
+
+v1::WorkerCommand ExitCommand() {
+  v1::WorkerCommand command;
+  command.mutable_exit();
+  return command;
+}
+
+}  // namespace
+
+AgentCore::AgentCore(std::string node_name, int slots, std::uint64_t incarnation)
+    : node_name_(std::move(node_name)),
+      incarnation_(incarnation),
+      timeouts_(TimeoutsFor(kDefaultBudgetMs)),
+      heartbeat_interval_(timeouts_.heartbeat),
+      slots_(static_cast<std::size_t>(slots)) {}
+
+std::vector<AgentAction> AgentCore::Handle(const AgentEvent& event, Now now) {
+  now_ = now;
+  actions_.clear();
+  std::visit([this](const auto& specific) { On(specific); }, event);
+  StartWaiting();
+  EndIfIdle();
+  return std::move(actions_);
+}
+
+SteadyTime AgentCore::NextDeadline() const {
+  SteadyTime next = registered_ ? heartbeat_at_ : SteadyTime::max();
+  for (const auto& worker : slots_) {
+    if (!worker.has_value()) continue;
+    if (worker->settle_at.has_value()) next = std::min(next, *worker->settle_at);
+    if (worker->kill_at.has_value()) next = std::min(next, *worker->kill_at);
+  }
+  return next;
+}
+
+// --- what the coordinator says ---
+
+void AgentCore::On(const CoordinatorSaid& event) {
+  const v1::CoordinatorMessage& message = event.message;
+  if (message.epoch() < epoch_) {
+    ++counters_.stale_messages;
+    registered_ = false;
+    Do(DropCoordinator{"its epoch " + std::to_string(message.epoch()) + " is over: epoch " +
+                       std::to_string(epoch_) + " was seen"});
+    return;
+  }
+  epoch_ = message.epoch();
+  if (message.has_registered()) return OnRegistered(message.registered());
+  if (!registered_) return;  // of a stream that is being dropped
+  switch (message.body_case()) {
+    case v1::CoordinatorMessage::kStart:
+      return OnStart(message.start());
+    case v1::CoordinatorMessage::kPeers:
+      return OnPeers(message.peers());
+    case v1::CoordinatorMessage::kWindowGrant:
+      return OnGrant(message.window_grant());
+    case v1::CoordinatorMessage::kStop:
+      return OnStop(message.stop());
+    case v1::CoordinatorMessage::kCheckpointCommitted:
+      return OnCommitted(message.checkpoint_committed());
+    case v1::CoordinatorMessage::kEnd:
+      return OnEnd(message.end());
+    case v1::CoordinatorMessage::kRelease:
+      return EndWorkers(ExitCode::kDone, message.release().reason(), /*at_once=*/false);
+    default:
+      return;  // of a newer coordinator: it may not rely on what an old agent does not know
+  }
+}
+
+void AgentCore::OnRegistered(const v1::Registered& registered) {
+  registered_ = true;
+  node_id_ = registered.node_id();
+  ++counters_.registrations;
+  if (registered.lease_ms() > 0) {
+    timeouts_ = TimeoutsFor(registered.lease_ms() * 10 / 8);  // the lease is 8/10 of the budget
+  }
+  heartbeat_interval_ = registered.heartbeat_interval_ms() > 0
+                            ? std::chrono::milliseconds(registered.heartbeat_interval_ms())
+                            : timeouts_.heartbeat;
+  for (v1::AgentMessage& message : outbox_.Pending()) Do(TellCoordinator{std::move(message)});
+  Heartbeat(/*newest_only=*/false);
+}
+
+absl::Status AgentCore::CheckStart(const v1::StartGeneration& start) const {
+  if (start.run_dir().empty()) {
+    return absl::InvalidArgumentError("StartGeneration.run_dir is empty: name the run's folder");
+  }
+  std::set<int> seen;
+  for (const v1::RankAssignment& assignment : start.assignments()) {
+    const int slot = assignment.slot();
+    if (slot < 0 || slot >= static_cast<int>(slots_.size()) || !seen.insert(slot).second) {
+      return absl::InvalidArgumentError(
+          "StartGeneration.assignments: slot " + std::to_string(slot) + " of rank " +
+          std::to_string(assignment.rank()) + " is taken twice or not one of the " +
+          std::to_string(slots_.size()) + " of node " + node_name_);
+    }
+  }
+  return absl::OkStatus();
+}
+
+void AgentCore::OnStart(const v1::StartGeneration& start) {
+  if (ending_.has_value()) return;
+  const Key key{start.key().run_id(), start.key().generation()};
+  if (const auto known = generations_.find(key); known != generations_.end()) {
+    return OnRepeat(known->second, start);
+  }
+  const auto newer = std::find_if(generations_.begin(), generations_.end(), [&](const auto& item) {
+    return item.first.first == key.first && item.first.second > key.second;
+  });
+  const auto ended = ended_.find(key.first);
+  if (newer != generations_.end() || (ended != ended_.end() && ended->second >= key.second)) {
+    ++counters_.stale_messages;
+    return TellGone(start.key());
+  }
+  std::vector<Key> older;
+  for (const auto& [other, generation] : generations_) {
+    if (other.first == key.first) older.push_back(other);
+  }
+  for (const Key& other : older) BeginEnd(other, "a newer generation of the run has begun");
+  outbox_.OnStarted(start.key());
+
+  Generation generation;
+  generation.start = start;
+  generation.tokens = start.start_tokens();
+  const absl::Status valid = CheckStart(start);
+  if (!valid.ok()) {
+    generation.phase = Phase::kRunning;  // without workers, until the coordinator ends it
+    for (const v1::RankAssignment& assignment : start.assignments()) {
+      TellFailed(key, assignment.rank(), valid);
+    }
+  }
+  generations_.emplace(key, std::move(generation));
+}
+
+// The coordinator repeats a start to a node that has come back. Windows granted meanwhile may
+// stand in it alone.
+void AgentCore::OnRepeat(const Generation& known, const v1::StartGeneration& start) {
+  for (const v1::Window& window : start.windows()) {
+    if (window.end_step() <= GrantedUntil(known)) continue;
+    v1::WindowGrant grant;
+    *grant.mutable_key() = start.key();
+    *grant.mutable_window() = window;
+    OnGrant(grant);
+  }
+}
+
+void AgentCore::OnPeers(const v1::Peers& peers) {
+  Generation* generation = FindRunning(peers.key());
+  if (generation == nullptr || generation->peers.has_value()) return;  // a repeat
+  generation->peers = peers;
+  v1::WorkerCommand command;
+  *command.mutable_peers() = peers;
+  Broadcast(peers.key(), command);
+}
+
+void AgentCore::OnGrant(const v1::WindowGrant& grant) {
+  const auto found = generations_.find({grant.key().run_id(), grant.key().generation()});
+  if (found == generations_.end()) return;
+  auto& windows = *found->second.start.mutable_windows();
+  if (!windows.empty() && windows.rbegin()->end_step() == grant.window().first_step()) {
+    windows.rbegin()->set_end_step(grant.window().end_step());
+  } else {
+    *windows.Add() = grant.window();
+  }
+  outbox_.OnGranted(grant.key(), grant.window().end_step());
+  v1::WorkerCommand command;
+  *command.mutable_window_grant() = grant;
+  Broadcast(grant.key(), command);
+}
+
+void AgentCore::OnStop(const v1::StopGeneration& stop) {
+  const auto found = generations_.find({stop.key().run_id(), stop.key().generation()});
+  if (found == generations_.end()) return;
+  found->second.stop = stop;
+  v1::WorkerCommand command;
+  *command.mutable_stop() = stop;
+  Broadcast(stop.key(), command);
+}
+
+void AgentCore::OnCommitted(const v1::CheckpointCommitted& committed) {
+  outbox_.OnCommitted(committed.key().run_id(), committed.step());
+  v1::WorkerCommand command;
+  *command.mutable_checkpoint_committed() = committed;
+  Broadcast(committed.key(), command);
+}
+
+void AgentCore::OnEnd(const v1::EndGeneration& end) {
+  const Key key{end.key().run_id(), end.key().generation()};
+  if (!generations_.contains(key)) return TellGone(end.key());
+  BeginEnd(key, end.reason());
+}
+
+void AgentCore::On(const CoordinatorLost& event) {
+  registered_ = false;
+  const absl::StatusCode code = event.reason.code();
+  const std::string reason(event.reason.message());
+  if (ending_.has_value()) return;
+  if (code == absl::StatusCode::kFailedPrecondition) {
+    return EndWorkers(ExitCode::kRetry, "the coordinator refused this agent: " + reason,
+                      /*at_once=*/true);
+  }
+  // Before the first registration these are the operator's mistakes, and retrying would hide
+  // them. Later they may be a coordinator that is just being replaced.
+  const bool mistake = code == absl::StatusCode::kInvalidArgument ||
+                       code == absl::StatusCode::kUnauthenticated ||
+                       code == absl::StatusCode::kPermissionDenied;
+  if (mistake && counters_.registrations == 0) {
+    EndWorkers(ExitCode::kBadInput, "the coordinator refused this agent: " + reason,
+               /*at_once=*/true);
+  }
+}
+
+// --- generations ---
+
+bool AgentCore::SlotsFree(const Generation& generation) const {
+  return std::all_of(generation.start.assignments().begin(), generation.start.assignments().end(),
+                     [&](const v1::RankAssignment& assignment) {
+                       return !slots_[static_cast<std::size_t>(assignment.slot())].has_value();
+                     });
+}
+
+void AgentCore::StartWaiting() {
+  for (auto& [key, generation] : generations_) {
+    if (generation.phase == Phase::kWaiting && SlotsFree(generation)) Spawn(key, generation);
+  }
+}
+
+void AgentCore::Spawn(const Key& key, Generation& generation) {
+  generation.phase = Phase::kRunning;
+  for (const v1::RankAssignment& assignment : generation.start.assignments()) {
+    Worker worker;
+    worker.key = key;
+    worker.rank = assignment.rank();
+    slots_[static_cast<std::size_t>(assignment.slot())] = std::move(worker);
+    ++counters_.worker_starts;
+    Do(SpawnWorker{assignment.slot(), generation.start.key(), assignment.rank(),
+                   RankLog(generation.start.run_dir(), assignment.rank())});
+  }
+}
+
+void AgentCore::BeginEnd(const Key& key, const std::string& reason) {
+  Generation& generation = generations_.at(key);
+  if (generation.phase == Phase::kEnding) return;
+  generation.phase = Phase::kEnding;
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    std::optional<Worker>& worker = slots_[slot];
+    if (!worker.has_value() || worker->key != key || worker->exit.has_value()) continue;
+    if (!worker->session_open) {
+      Do(KillWorker{static_cast<int>(slot)});  // it never began: nothing to abort or to flush
+      continue;
+    }
+    if (!worker->finished) {
+      Do(TellWorker{static_cast<int>(slot), AbortOf(generation.start.key(), reason)});
+    }
+    Do(TellWorker{static_cast<int>(slot), ExitCommand()});
+    worker->kill_at = now_.steady + timeouts_.shutdown;
+  }
+  ForgetIfGone(key);
+}
+
+void AgentCore::ForgetIfGone(const Key& key) {
+  const auto found = generations_.find(key);
+  if (found == generations_.end() || found->second.phase != Phase::kEnding) return;
+  for (const auto& worker : slots_) {
+    if (worker.has_value() && worker->key == key) return;
+  }
+  const v1::StartGeneration start = std::move(found->second.start);
+  generations_.erase(found);
+  ended_[key.first] = std::max(ended_[key.first], key.second);
+  if (ended_.size() > kEndedRunsMax) {
+    ended_.erase(ended_.begin()->first == key.first ? std::next(ended_.begin()) : ended_.begin());
+  }
+  Do(CloseRecords{start.run_dir()});
+  outbox_.OnEnded(start.key());
+  TellGone(start.key());
+}
+
+void AgentCore::EndWorkers(ExitCode code, const std::string& reason, bool at_once) {
+  if (!ending_.has_value()) ending_ = EndAgent{code, reason};
+  std::vector<Key> keys;
+  for (const auto& [key, generation] : generations_) keys.push_back(key);
+  for (const Key& key : keys) BeginEnd(key, reason);
+  if (!at_once) return;
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    if (slots_[slot].has_value()) Do(KillWorker{static_cast<int>(slot)});
+  }
+}
+
+void AgentCore::EndIfIdle() {
+  const bool idle = std::none_of(slots_.begin(), slots_.end(),
+                                 [](const auto& worker) { return worker.has_value(); });
+  if (ending_.has_value() && idle) Do(*ending_);
+}
+
+void AgentCore::On(const ShutdownAsked& event) {
+  if (ending_.has_value()) return EndWorkers(ending_->code, event.reason, /*at_once=*/true);
+  bool interrupted = false;
+  const std::string reason = "node " + node_name_ + " is being shut down: " + event.reason;
+  for (auto& worker : slots_) {
+    if (!worker.has_value() || worker->finished || worker->failure_told) continue;
+    const auto generation = generations_.find(worker->key);
+    if (generation->second.phase == Phase::kEnding) continue;
+    interrupted = true;
+    worker->failure_told = true;
+    TellFailed(worker->key, worker->rank, absl::UnavailableError(reason));
+  }
+  EndWorkers(interrupted ? ExitCode::kRetry : ExitCode::kDone, reason, /*at_once=*/false);
+}
+
+void AgentCore::On(const Timer&) {
+  for (std::size_t index = 0; index < slots_.size(); ++index) {
+    std::optional<Worker>& worker = slots_[index];
+    if (!worker.has_value()) continue;
+    if (worker->kill_at.has_value() && *worker->kill_at <= now_.steady) {
+      worker->kill_at.reset();
+      Do(KillWorker{static_cast<int>(index)});
+    }
+    if (!worker->settle_at.has_value() || *worker->settle_at > now_.steady) continue;
+    worker->settle_at.reset();
+    if (worker->exit.has_value()) {
+      worker->session_open = false;
+      SettleIfEnded(static_cast<int>(index));
+    } else if (worker->failure.has_value()) {
+      TellFailure(*worker);
+    }
+  }
+  if (registered_ && heartbeat_at_ <= now_.steady) Heartbeat(/*newest_only=*/true);
+}
+
+// --- what the coordinator is told ---
+
+void AgentCore::Tell(v1::AgentMessage message) {
+  message.set_incarnation(incarnation_);
+  outbox_.Add(message);
+  if (registered_) Do(TellCoordinator{std::move(message)});
+}
+
+void AgentCore::TellGone(const v1::GenerationKey& key) {
+  v1::AgentMessage message;
+  *message.mutable_gone()->mutable_key() = key;
+  Tell(std::move(message));
+}
+
+void AgentCore::TellFailed(const Key& key, std::int32_t rank, const absl::Status& status) {
+  v1::AgentMessage message;
+  v1::RankFailed& failed = *message.mutable_failed();
+  failed.mutable_key()->set_run_id(key.first);
+  failed.mutable_key()->set_generation(key.second);
+  failed.set_rank(rank);
+  failed.set_status_code(static_cast<int>(status.code()));
+  failed.set_error(std::string(status.message()));
+  failed.set_exit_code(-1);
+  Tell(std::move(message));
+}
+
+void AgentCore::Heartbeat(bool newest_only) {
+  if (!registered_) return;
+  heartbeat_at_ = now_.steady + heartbeat_interval_;
+  v1::AgentMessage message;
+  message.set_incarnation(incarnation_);
+  message.mutable_heartbeat()->set_sequence(++heartbeat_sequence_);
+  for (const auto& [key, generation] : generations_) {
+    // Those without progress and those that are ending too: they hold slots, and a coordinator
+    // that has just come back plans with what it hears.
+    v1::NodeProgress& progress = *message.mutable_heartbeat()->add_progress();
+    *progress.mutable_key() = generation.start.key();
+    for (const auto& [rank, view] : generation.ranks) {
+      if (view.progress.step() > 0 || view.progress.operations_entered() > 0) {
+        *progress.add_ranks() = view.progress;
+      }
+      if (view.step.has_value()) {
+        *progress.mutable_step() = *view.step;
+        progress.set_tokens(generation.tokens);
+      }
+      if (view.eval.has_value()) *progress.mutable_eval() = *view.eval;
+    }
+  }
+  Do(TellCoordinator{std::move(message), newest_only});
+}
+
+void AgentCore::Broadcast(const v1::GenerationKey& key, const v1::WorkerCommand& command) {
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    const std::optional<Worker>& worker = slots_[slot];
+    if (!worker.has_value() || !worker->session_open) continue;
+    if (worker->key != Key{key.run_id(), key.generation()}) continue;
+    Do(TellWorker{static_cast<int>(slot), command});
+  }
+}
+
+std::int64_t AgentCore::GrantedUntil(const Generation& generation) {
+  std::int64_t until = 0;
+  for (const v1::Window& window : generation.start.windows()) {
+    until = std::max<std::int64_t>(until, window.end_step());
+  }
+  return until;
+}
+
+AgentCore::Generation* AgentCore::FindRunning(const v1::GenerationKey& key) {
+  const auto found = generations_.find({key.run_id(), key.generation()});
+  const bool running = found != generations_.end() && found->second.phase == Phase::kRunning;
+  return running ? &found->second : nullptr;
+}
+
+AgentView AgentCore::View() const {
+  AgentView view{.node = node_name_,
+                 .slots = static_cast<int>(slots_.size()),
+                 .registered = registered_,
+                 .node_id = node_id_,
+                 .epoch = epoch_,
+                 .counters = counters_};
+  for (const auto& worker : slots_) view.workers += worker.has_value() ? 1 : 0;
+  for (const auto& [key, generation] : generations_) {
+    if (generation.phase != Phase::kRunning) continue;
+    for (const auto& [rank, rank_view] : generation.ranks) view.ranks.push_back(rank_view);
+  }
+  return view;
+}
+
+}  // namespace paceline

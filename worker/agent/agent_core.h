@@ -1,0 +1,221 @@
+// What an agent does, pure: Handle takes one event and the time, and answers with actions for
+// the shell (agent.cc) to carry out in order. It reads no clock, no socket and no file.
+//
+// A generation's life on this node:
+//   waiting   its slots still hold workers of another generation
+//   running   its workers train; each slot goes  spawned -> connected -> (finished) -> ended
+//   ending    the coordinator ended it: workers are told to go, killed when they do not
+// and it is forgotten (GenerationGone) when the last of its workers has ended.
+// Invariant: a slot holds at most one worker; nothing of a generation older than the run's
+// newest, of an ended worker's session, or of an epoch below the highest seen, has any effect.
+// Threading: not safe by itself; the shell serialises.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "common/clock.h"
+#include "common/exit_code.h"
+#include "common/process.h"
+#include "common/status.h"
+#include "common/timeouts.h"
+#include "paceline/v1/agent.pb.h"
+#include "paceline/v1/coordinator.pb.h"
+#include "worker/agent/outbox.h"
+#include "worker/telemetry/agent_view.h"
+
+namespace paceline {
+
+// --- events ---
+struct CoordinatorSaid {
+  v1::CoordinatorMessage message;
+};
+// The stream to the coordinator has ended; the shell connects again by itself.
+struct CoordinatorLost {
+  absl::Status reason;
+};
+struct WorkerSaid {
+  int slot = 0;
+  std::uint64_t session = 0;  // of the slot, unique in the agent's life; Hello opens it
+  v1::WorkerMessage message;
+  std::vector<std::string> stderr_tail;  // with RankFailed
+};
+struct WorkerSessionClosed {
+  int slot = 0;
+  std::uint64_t session = 0;
+};
+struct WorkerExited {
+  int slot = 0;
+  ProcessExit exit;
+  std::vector<std::string> stderr_tail;
+};
+struct WorkerNotSpawned {
+  int slot = 0;
+  absl::Status reason;
+};
+struct Timer {};
+// SIGTERM; a second one ends the workers at once.
+struct ShutdownAsked {
+  std::string reason;
+};
+using AgentEvent = std::variant<CoordinatorSaid, CoordinatorLost, WorkerSaid, WorkerSessionClosed,
+                                WorkerExited, WorkerNotSpawned, Timer, ShutdownAsked>;
+
+// --- actions ---
+struct TellCoordinator {
+  v1::AgentMessage message;
+  bool newest_only = false;  // replaces one of these that still waits to be written
+};
+// The coordinator at the other end must not be obeyed: end the stream, look for another.
+struct DropCoordinator {
+  std::string reason;
+};
+struct SpawnWorker {
+  int slot = 0;
+  v1::GenerationKey key;
+  int rank = 0;
+  std::string log_path;
+};
+struct TellWorker {
+  int slot = 0;
+  v1::WorkerCommand command;
+};
+struct KillWorker {
+  int slot = 0;
+};
+struct AppendStep {
+  std::string run_dir;
+  std::string line;
+};
+struct AppendEval {
+  std::string run_dir;
+  std::string line;
+};
+// Nothing more is written to the run's records.
+struct CloseRecords {
+  std::string run_dir;
+};
+struct EndAgent {
+  ExitCode code = ExitCode::kDone;
+  std::string reason;
+};
+using AgentAction = std::variant<TellCoordinator, DropCoordinator, SpawnWorker, TellWorker,
+                                 KillWorker, AppendStep, AppendEval, CloseRecords, EndAgent>;
+
+class AgentCore {
+ public:
+  AgentCore(std::string node_name, int slots, std::uint64_t incarnation);
+
+  std::vector<AgentAction> Handle(const AgentEvent& event, Now now);
+  // When a Timer event is due at the latest.
+  SteadyTime NextDeadline() const;
+
+  // For /metrics.
+  AgentView View() const;
+  bool registered() const { return registered_; }
+  const Timeouts& timeouts() const { return timeouts_; }
+
+ private:
+  enum class Phase { kWaiting, kRunning, kEnding };
+  using Key = std::pair<std::string, std::uint64_t>;  // run, generation
+
+  struct Generation {
+    v1::StartGeneration start;  // its windows grow by what is granted
+    Phase phase = Phase::kWaiting;
+    std::int64_t tokens = 0;
+    std::int64_t windows_asked = 0;  // the highest step that windows were asked for,
+    SteadyTime windows_asked_at;     // and when
+    std::map<std::int32_t, RankView> ranks;
+    std::optional<v1::Peers> peers;
+    std::optional<v1::StopGeneration> stop;
+  };
+
+  struct Worker {
+    Key key;
+    std::int32_t rank = 0;
+    std::uint64_t session = 0;  // 0: not connected yet
+    bool session_open = false;
+    bool finished = false;
+    bool failure_told = false;
+    std::optional<v1::RankFailed> failure;  // said, held until the exit's details are known
+    std::optional<ProcessExit> exit;
+    std::vector<std::string> stderr_tail;
+    std::optional<SteadyTime> settle_at;  // tell the failure, or take the exit as it is
+    std::optional<SteadyTime> kill_at;
+  };
+
+  void On(const CoordinatorSaid& event);
+  void On(const CoordinatorLost& event);
+  void On(const WorkerSaid& event);
+  void On(const WorkerSessionClosed& event);
+  void On(const WorkerExited& event);
+  void On(const WorkerNotSpawned& event);
+  void On(const Timer& event);
+  void On(const ShutdownAsked& event);
+
+  void OnRegistered(const v1::Registered& registered);
+  void OnStart(const v1::StartGeneration& start);
+  void OnRepeat(const Generation& known, const v1::StartGeneration& start);
+  void OnPeers(const v1::Peers& peers);
+  void OnGrant(const v1::WindowGrant& grant);
+  void OnStop(const v1::StopGeneration& stop);
+  void OnCommitted(const v1::CheckpointCommitted& committed);
+  void OnEnd(const v1::EndGeneration& end);
+
+  void OnHello(int slot, std::uint64_t session, const v1::WorkerHello& hello);
+  void OnProgress(const Worker& worker, Generation& generation, const v1::RankProgress& progress);
+  void OnWindowRequest(Generation& generation, const v1::WindowRequest& request);
+  void OnFailed(Worker& worker, v1::RankFailed failed, std::vector<std::string> stderr_tail);
+  void Relay(Worker& worker, const v1::WorkerMessage& said);
+
+  absl::Status CheckStart(const v1::StartGeneration& start) const;
+  void StartWaiting();
+  bool SlotsFree(const Generation& generation) const;
+  void Spawn(const Key& key, Generation& generation);
+  void BeginEnd(const Key& key, const std::string& reason);
+  void ForgetIfGone(const Key& key);
+  void EndIfIdle();
+  void EndWorkers(ExitCode code, const std::string& reason, bool at_once);
+  void SettleIfEnded(int slot);
+  void TellFailure(Worker& worker);
+  void Heartbeat(bool newest_only);
+  void TellGone(const v1::GenerationKey& key);
+  void TellFailed(const Key& key, std::int32_t rank, const absl::Status& status);
+  void Tell(v1::AgentMessage message);  // through the outbox
+  void Broadcast(const v1::GenerationKey& key, const v1::WorkerCommand& command);
+  // The first step that no window holds.
+  static std::int64_t GrantedUntil(const Generation& generation);
+  // The running generation of `key`, or null.
+  Generation* FindRunning(const v1::GenerationKey& key);
+  Worker* FindWorker(int slot);
+  // Carries out `action` at the end of Handle, after those before it.
+  void Do(AgentAction action) { actions_.push_back(std::move(action)); }
+
+  const std::string node_name_;
+  const std::uint64_t incarnation_;
+
+  Now now_;  // of the event being handled
+  std::vector<AgentAction> actions_;
+
+  Timeouts timeouts_;
+  std::uint64_t epoch_ = 0;  // the highest seen
+  bool registered_ = false;
+  std::uint64_t node_id_ = 0;
+  std::chrono::milliseconds heartbeat_interval_;
+  SteadyTime heartbeat_at_;
+  std::uint64_t heartbeat_sequence_ = 0;
+  Outbox outbox_;
+
+  std::map<Key, Generation> generations_;
+  std::map<std::string, std::uint64_t> ended_;  // the newest ended generation of a run
+  std::vector<std::optional<Worker>> slots_;
+  std::optional<EndAgent> ending_;
+  AgentCounters counters_;
+};
+
+}  // namespace paceline

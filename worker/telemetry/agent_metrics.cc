@@ -1,0 +1,157 @@
+#include "worker/telemetry/agent_metrics.h"
+
+#include <prometheus/metric_family.h>
+#include <sys/resource.h>
+
+#include <utility>
+
+namespace paceline {
+namespace {
+
+using prometheus::ClientMetric;
+using prometheus::MetricFamily;
+using prometheus::MetricType;
+using Labels = std::vector<ClientMetric::Label>;
+
+void AddSample(MetricFamily& family, Labels labels, double value) {
+  ClientMetric metric;
+  metric.label = std::move(labels);
+  if (family.type == MetricType::Counter) {
+    metric.counter.value = value;
+  } else {
+    metric.gauge.value = value;
+  }
+  family.metric.push_back(std::move(metric));
+}
+
+MetricFamily Family(const char* name, const char* help, MetricType type) {
+  MetricFamily family;
+  family.name = name;
+  family.help = help;
+  family.type = type;
+  return family;
+}
+
+// One metric of every rank for which it is present.
+struct RankMetric {
+  const char* name;
+  const char* help;
+  MetricType type;
+  double (*value)(const RankView&);
+  bool (*present)(const RankView&) = [](const RankView&) { return true; };
+};
+
+const RankMetric kRankMetrics[] = {
+    {"paceline_rank_generation", "Generation that the rank trains in.", MetricType::Gauge,
+     [](const RankView& rank) { return static_cast<double>(rank.key.generation()); }},
+    {"paceline_rank_step", "Last optimizer step completed, counted from the run's start.",
+     MetricType::Gauge,
+     [](const RankView& rank) { return static_cast<double>(rank.progress.step()); }},
+    {"paceline_rank_steps_total", "Steps completed in this generation.", MetricType::Counter,
+     [](const RankView& rank) { return static_cast<double>(rank.steps_done); }},
+    {"paceline_rank_last_step_timestamp_seconds", "Unix time at which the last step was reported.",
+     MetricType::Gauge,
+     [](const RankView& rank) { return static_cast<double>(rank.last_step_at_ms) * 1e-3; },
+     [](const RankView& rank) { return rank.last_step_at_ms > 0; }},
+    {"paceline_rank_step_seconds_total", "Time spent in steps.", MetricType::Counter,
+     [](const RankView& rank) { return rank.progress.step_seconds(); }},
+    {"paceline_rank_compute_seconds_total", "Time in steps spent computing.", MetricType::Counter,
+     [](const RankView& rank) { return rank.progress.compute_seconds(); }},
+    {"paceline_rank_exposed_communication_seconds_total",
+     "Time in steps spent waiting for collectives that no computation hid.", MetricType::Counter,
+     [](const RankView& rank) { return rank.progress.exposed_communication_seconds(); }},
+    {"paceline_rank_data_wait_seconds_total", "Time in steps spent waiting for training data.",
+     MetricType::Counter, [](const RankView& rank) { return rank.progress.data_wait_seconds(); }},
+    {"paceline_rank_control_wait_seconds_total",
+     "Time in which the step thread waited for its agent.", MetricType::Counter,
+     [](const RankView& rank) { return rank.progress.control_wait_seconds(); }},
+    {"paceline_rank_tokens_total", "Tokens that this rank has trained on.", MetricType::Counter,
+     [](const RankView& rank) { return static_cast<double>(rank.progress.tokens()); }},
+    {"paceline_rank_checkpoint_bytes_total", "Bytes of checkpoint parts written.",
+     MetricType::Counter,
+     [](const RankView& rank) { return static_cast<double>(rank.progress.checkpoint_bytes()); }},
+    {"paceline_rank_checkpoint_write_seconds_total",
+     "Time the checkpoint thread spent writing parts.", MetricType::Counter,
+     [](const RankView& rank) { return rank.progress.checkpoint_write_seconds(); }},
+    {"paceline_rank_checkpoint_stall_seconds_total",
+     "Time that training stood still for checkpoints.", MetricType::Counter,
+     [](const RankView& rank) { return rank.progress.checkpoint_stall_seconds(); }},
+    {"paceline_rank_operations_entered_total", "Collective operations begun.", MetricType::Counter,
+     [](const RankView& rank) { return static_cast<double>(rank.progress.operations_entered()); }},
+    {"paceline_rank_operations_left_total", "Collective operations ended.", MetricType::Counter,
+     [](const RankView& rank) { return static_cast<double>(rank.progress.operations_left()); }},
+    {"paceline_rank_expert_load_max_over_mean",
+     "Largest load of an expert over the mean, at the last step, of the rank's worst layer.",
+     MetricType::Gauge,
+     [](const RankView& rank) { return rank.progress.expert_load_max_over_mean(); }},
+    {"paceline_rank_dead_experts",
+     "Experts that got no token at the last step, of the rank's worst layer.", MetricType::Gauge,
+     [](const RankView& rank) { return static_cast<double>(rank.progress.dead_experts()); }},
+    {"paceline_rank_resident_memory_bytes", "Resident memory of the worker.", MetricType::Gauge,
+     [](const RankView& rank) { return static_cast<double>(rank.progress.memory_bytes()); }},
+    {"paceline_rank_cpu_seconds_total", "User and system time of the worker.", MetricType::Counter,
+     [](const RankView& rank) { return rank.progress.cpu_seconds(); }},
+};
+
+double CpuSeconds() {
+  rusage usage = {};
+  ::getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& time) {
+    return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) * 1e-6;
+  };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
+}  // namespace
+
+std::vector<MetricFamily> AgentMetricFamilies(const AgentView& view, const std::string& host,
+                                              const std::string& version) {
+  std::vector<MetricFamily> families;
+  const auto add = [&](const char* name, const char* help, MetricType type, double value,
+                       Labels labels = {}) {
+    families.push_back(Family(name, help, type));
+    AddSample(families.back(), std::move(labels), value);
+  };
+  const AgentCounters& counters = view.counters;
+  add("paceline_agent_info", "The agent; 1.", MetricType::Gauge, 1,
+      {{"node", view.node}, {"host", host}, {"version", version}});
+  add("paceline_agent_slots", "Places for ranks on this node.", MetricType::Gauge, view.slots);
+  add("paceline_agent_workers", "Worker processes that live.", MetricType::Gauge, view.workers);
+  add("paceline_agent_registered", "1 while a coordinator has this node registered, else 0.",
+      MetricType::Gauge, view.registered ? 1 : 0);
+  add("paceline_agent_coordinator_epoch", "Highest epoch of a coordinator seen.", MetricType::Gauge,
+      static_cast<double>(view.epoch));
+  add("paceline_agent_registrations_total", "Registrations with a coordinator.",
+      MetricType::Counter, static_cast<double>(counters.registrations));
+  add("paceline_agent_stale_messages_total",
+      "Messages refused because their epoch or generation is over.", MetricType::Counter,
+      static_cast<double>(counters.stale_messages));
+  add("paceline_agent_record_errors_total", "Lines that could not be written to a run's records.",
+      MetricType::Counter, static_cast<double>(counters.record_errors));
+  add("paceline_agent_worker_starts_total", "Workers started.", MetricType::Counter,
+      static_cast<double>(counters.worker_starts));
+  families.push_back(Family("paceline_agent_worker_exits_total",
+                            "Workers that have ended: finished (the rank had no more to do), "
+                            "ended (with their generation) or failed.",
+                            MetricType::Counter));
+  AddSample(families.back(), {{"reason", "finished"}},
+            static_cast<double>(counters.workers_finished));
+  AddSample(families.back(), {{"reason", "ended"}}, static_cast<double>(counters.workers_ended));
+  AddSample(families.back(), {{"reason", "failed"}}, static_cast<double>(counters.workers_failed));
+  add("process_cpu_seconds_total", "User and system time of the agent.", MetricType::Counter,
+      CpuSeconds());
+
+  for (const RankMetric& metric : kRankMetrics) {
+    MetricFamily family = Family(metric.name, metric.help, metric.type);
+    for (const RankView& rank : view.ranks) {
+      if (!metric.present(rank)) continue;
+      AddSample(family,
+                {{"run_id", rank.key.run_id()}, {"rank", std::to_string(rank.progress.rank())}},
+                metric.value(rank));
+    }
+    if (!family.metric.empty()) families.push_back(std::move(family));
+  }
+  return families;
+}
+
+}  // namespace paceline

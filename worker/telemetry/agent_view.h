@@ -1,0 +1,45 @@
+// What an agent shows of itself and of its ranks at one moment.
+// Threading: plain values.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "paceline/v1/training.pb.h"
+
+namespace paceline {
+
+struct RankView {
+  v1::GenerationKey key;
+  std::int64_t steps_done = 0;       // in this generation
+  std::int64_t last_step_at_ms = 0;  // wall clock; 0: none yet
+  v1::RankProgress progress;
+  std::optional<v1::StepRecord> step;  // of rank 0
+  std::optional<v1::EvalRecord> eval;
+};
+
+// Since the agent's start.
+struct AgentCounters {
+  std::int64_t registrations = 0;
+  std::int64_t stale_messages = 0;  // of a lower epoch, refused
+  std::int64_t worker_starts = 0;
+  std::int64_t workers_finished = 0;  // ended by themselves, their rank having finished
+  std::int64_t workers_ended = 0;     // because their generation had ended
+  std::int64_t workers_failed = 0;    // otherwise
+  std::int64_t record_errors = 0;     // lines that could not be written to a run's records
+};
+
+struct AgentView {
+  std::string node;
+  int slots = 0;
+  int workers = 0;
+  bool registered = false;
+  std::uint64_t node_id = 0;
+  std::uint64_t epoch = 0;
+  AgentCounters counters;
+  std::vector<RankView> ranks;
+};
+
+}  // namespace paceline

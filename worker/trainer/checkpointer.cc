@@ -1,0 +1,80 @@
+#include "worker/trainer/checkpointer.h"
+
+#include <utility>
+
+#include "spdlog/spdlog.h"
+
+namespace paceline {
+
+Checkpointer::Checkpointer(int rank, v1::GenerationKey key, std::string folder,
+                           std::function<void(v1::WorkerMessage)> send)
+    : rank_(rank),
+      key_(std::move(key)),
+      folder_(std::move(folder)),
+      send_(std::move(send)),
+      writer_(rank,
+              [this](absl::StatusOr<WrittenPart> part, std::int64_t step) { OnDone(part, step); }) {
+}
+
+absl::Status Checkpointer::Write(const v1::DataPosition& position, v1::CheckpointReason reason,
+                                 std::span<const SliceView> slices) {
+  const auto begin = std::chrono::steady_clock::now();
+  {
+    const std::lock_guard lock(mutex_);
+    pending_[position.step()] = {position, reason};
+  }
+  RETURN_IF_ERROR(writer_.Snapshot(position.step(), folder_, slices));
+  const std::lock_guard lock(mutex_);
+  totals_.stall_seconds +=
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return absl::OkStatus();
+}
+
+void Checkpointer::OnDone(const absl::StatusOr<WrittenPart>& part, std::int64_t step) {
+  Pending pending;
+  {
+    const std::lock_guard lock(mutex_);
+    pending = pending_[step];
+    pending_.erase(step);
+    if (part.ok()) {
+      totals_.write_seconds += part->write_seconds;
+      totals_.bytes += part->bytes;
+    }
+  }
+  v1::WorkerMessage message;
+  if (!part.ok()) {
+    spdlog::error("rank {}: checkpoint of step {} failed: {}", rank_, step,
+                  part.status().ToString());
+    v1::CheckpointFailed& failed = *message.mutable_checkpoint_failed();
+    *failed.mutable_key() = key_;
+    failed.set_rank(rank_);
+    failed.set_step(step);
+    failed.set_error(std::string(part.status().message()));
+    send_(std::move(message));
+    return;
+  }
+  v1::CheckpointPart& durable = *message.mutable_checkpoint_part();
+  *durable.mutable_key() = key_;
+  durable.set_rank(rank_);
+  *durable.mutable_position() = pending.position;
+  durable.set_reason(pending.reason);
+  durable.set_file(part->file);
+  durable.set_bytes(part->bytes);
+  for (const TensorSliceInfo& info : part->slices) {
+    v1::TensorSlice& slice = *durable.add_slices();
+    slice.set_name(info.name);
+    slice.set_dtype(info.dtype);
+    slice.mutable_global_shape()->Assign(info.global_shape.begin(), info.global_shape.end());
+    slice.mutable_start()->Assign(info.start.begin(), info.start.end());
+    slice.mutable_shape()->Assign(info.shape.begin(), info.shape.end());
+    slice.set_digest(info.digest);
+  }
+  send_(std::move(message));
+}
+
+Checkpointer::Totals Checkpointer::totals() const {
+  const std::lock_guard lock(mutex_);
+  return totals_;
+}
+
+}  // namespace paceline

@@ -1,0 +1,58 @@
+// Writes this rank's part of each checkpoint behind the step thread's back and tells the agent
+// how it went. A part that cannot be written is said loudly and training goes on; whether the
+// checkpoint stands is the coordinator's decision.
+// Threading: Write and Flush belong to the step thread; totals() from any thread.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <span>
+#include <string>
+
+#include "common/status.h"
+#include "paceline/v1/agent.pb.h"
+#include "worker/checkpoint/checkpoint.h"
+
+namespace paceline {
+
+class Checkpointer {
+ public:
+  struct Totals {
+    double stall_seconds = 0;  // that the step thread stood still
+    double write_seconds = 0;
+    std::int64_t bytes = 0;
+  };
+
+  // `folder`: the run's checkpoint folder, absolute.
+  Checkpointer(int rank, v1::GenerationKey key, std::string folder,
+               std::function<void(v1::WorkerMessage)> send);
+
+  // Copies `slices` and returns; the part is written behind. An error is one of copying (memory);
+  // errors of writing are reported as CheckpointFailed.
+  absl::Status Write(const v1::DataPosition& position, v1::CheckpointReason reason,
+                     std::span<const SliceView> slices);
+  // Waits until all parts are durable or have failed, and were reported.
+  void Flush() { writer_.Flush(); }
+
+  Totals totals() const;
+
+ private:
+  struct Pending {
+    v1::DataPosition position;
+    v1::CheckpointReason reason;
+  };
+  void OnDone(const absl::StatusOr<WrittenPart>& part, std::int64_t step);
+
+  const int rank_;
+  const v1::GenerationKey key_;
+  const std::string folder_;
+  const std::function<void(v1::WorkerMessage)> send_;
+  mutable std::mutex mutex_;
+  std::map<std::int64_t, Pending> pending_;  // by step; at most two
+  Totals totals_;
+  PartWriter writer_;  // last: its thread uses the rest
+};
+
+}  // namespace paceline

@@ -1,0 +1,59 @@
+// What a rank is told about its generation while it trains: windows, peers, a wish to stop, an
+// abort. The command thread tells, the step thread asks.
+// Invariant: after Abort every wait returns kAborted, and the attached communicator is aborted.
+// Threading: every method from any thread. While the coordinator is away nothing is decided, so
+// no wait gives up on it; the agent's death ends them all through Abort.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/status.h"
+#include "paceline/v1/agent.pb.h"
+#include "worker/collectives/communicator.h"
+
+namespace paceline {
+
+class GenerationControl {
+ public:
+  explicit GenerationControl(const v1::RankStart& start);
+
+  // --- the command thread ---
+  void Grant(const v1::Window& window);
+  void SetPeers(const v1::Peers& peers);
+  void RequestStop() { stop_requested_.store(true); }
+  void Abort(const std::string& reason);
+
+  // --- the step thread ---
+  // Waits until a window holds step index `step` (0 is the run's first). kDeadlineExceeded:
+  // none came within `patience`; ask again and go on waiting.
+  absl::Status WaitForStep(std::int64_t step, std::chrono::milliseconds patience);
+  // The first step index that no window holds: the end of the granted range.
+  std::int64_t granted_until() const;
+  absl::StatusOr<std::vector<std::string>> WaitForPeers();
+  bool stop_requested() const { return stop_requested_.load(); }
+  // kAborted with its reason once Abort was called.
+  absl::Status status() const;
+
+  // Abort reaches `communicator` until Detach. Both are the step thread's.
+  void Attach(Communicator* communicator);
+  void Detach() { Attach(nullptr); }
+  CommunicatorProgress communication() const;
+
+ private:
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::int64_t granted_until_ = 0;
+  std::optional<std::vector<std::string>> peers_;
+  std::optional<std::string> abort_reason_;
+  Communicator* communicator_ = nullptr;
+  std::atomic<bool> stop_requested_{false};
+};
+
+}  // namespace paceline

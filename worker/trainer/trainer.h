@@ -1,0 +1,107 @@
+// One rank's training of one generation: the step loop. Speaks through one function (messages
+// for the agent) and listens to one object (GenerationControl), so it runs the same in a worker
+// process and in a test's thread.
+//
+// A step: wait for its window; forward and backward of each micro-batch, buckets reducing
+// behind; one all-reduce of the step's scalars (loss, stop flag, expert loads); norm, clipping,
+// AdamW, balancing bias. Then, where due, evaluation and checkpoint.
+// Invariant: all ranks take the same decisions at the same step, because each is made from
+// reduced values, the run file and the step number alone.
+// Threading: Create and Run belong to the step thread; progress() from any thread.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "common/run_file.h"
+#include "common/status.h"
+#include "paceline/v1/agent.pb.h"
+#include "worker/collectives/communicator.h"
+#include "worker/model/model.h"
+#include "worker/trainer/batch_loader.h"
+#include "worker/trainer/checkpointer.h"
+#include "worker/trainer/generation_control.h"
+#include "worker/trainer/gradient_reducer.h"
+#include "worker/trainer/training_state.h"
+
+namespace paceline {
+
+// Status payload of Trainer::Create: the folder of the checkpoint that could not be loaded.
+inline constexpr char kDamagedCheckpoint[] = "paceline/damaged-checkpoint";
+
+class Trainer {
+ public:
+  using Send = std::function<void(v1::WorkerMessage)>;
+
+  // Builds model, optimizer and readers, and loads the checkpoint that `start` names.
+  // kInvalidArgument, kDataLoss, kFailedPrecondition: name the field, file or tensor. Where
+  // `start`'s checkpoint is damaged, the payload kDamagedCheckpoint says so.
+  static absl::StatusOr<std::unique_ptr<Trainer>> Create(const RunFile& run_file,
+                                                         const v1::RankStart& start,
+                                                         GenerationControl& control, Send send);
+
+  // Trains over `communicator` to the last step, or to the step a stop was agreed on, writes
+  // the last checkpoint, and says RankFinished. kAborted: the generation was aborted.
+  // kDataLoss: a loss or gradient is not finite; names rank, step and tensor.
+  absl::Status Run(Communicator& communicator);
+
+  // Where the rank stands; cheap, for the telemetry of another thread.
+  v1::RankProgress progress() const;
+
+  const Model& model() const { return *model_; }
+
+ private:
+  Trainer(const RunFile& run_file, const v1::RankStart& start, GenerationControl& control,
+          Send send);
+
+  absl::Status Load();
+  absl::Status LoadCheckpoint();
+  absl::Status TrainSteps(Communicator& communicator);
+  absl::Status WaitForWindow();
+  absl::Status Step(Communicator& communicator);
+  absl::Status ForwardBackward();
+  absl::Status ReduceScalars(Communicator& communicator);
+  // Names what is not finite in this rank's part of the step; empty when nothing is.
+  absl::StatusOr<std::string> FindNonFinite();
+  absl::Status ReportNonFinite(Communicator& communicator);
+  void Update(double grad_norm);
+  absl::Status EvaluateIfDue(Communicator& communicator);
+  absl::Status CheckpointIfDue();
+  absl::StatusOr<MicroBatch> LoadMicroBatch(std::int64_t index);
+  bool finished() const { return step_ == run_file_.train.steps || stop_agreed_; }
+  void PublishProgress();
+
+  const RunFile run_file_;
+  const v1::RankStart start_;
+  GenerationControl& control_;
+  const Send send_;
+  const std::int64_t micro_batches_;  // of this rank in a step
+  const std::int64_t step_tokens_;    // of all ranks
+
+  Stream compute_;
+  Stream communication_;
+  std::unique_ptr<Model> model_;
+  std::vector<float> exp_avg_;
+  std::vector<float> exp_avg_sq_;
+  std::unique_ptr<BatchLoader> train_;
+  std::unique_ptr<BatchLoader> valid_;  // null: no held-out text
+  std::unique_ptr<GradientReducer> reducer_;
+  std::unique_ptr<Checkpointer> checkpointer_;
+
+  std::int64_t step_ = 0;  // completed
+  std::int64_t asked_until_ = 0;
+  bool stop_agreed_ = false;
+  // Summed over ranks at the end of a step, all of it exact in float64: the loss (a sum of
+  // float32 values), the number of ranks told to stop, tokens by layer and expert.
+  std::vector<double> scalars_;
+  v1::RankProgress totals_;  // the step thread's; published once a step
+
+  mutable std::mutex progress_mutex_;
+  v1::RankProgress progress_;
+};
+
+}  // namespace paceline

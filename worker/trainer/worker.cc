@@ -1,0 +1,259 @@
+#include "worker/trainer/worker.h"
+
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <condition_variable>
+#include <fstream>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/run_file.h"
+#include "common/timeouts.h"
+#include "spdlog/spdlog.h"
+#include "worker/agent/session_client.h"
+#include "worker/collectives/gloo/gloo_communicator.h"
+#include "worker/trainer/generation_control.h"
+#include "worker/trainer/trainer.h"
+
+namespace paceline {
+namespace {
+
+constexpr std::chrono::milliseconds kTelemetryInterval{250};
+constexpr std::chrono::milliseconds kFlushTimeout{5'000};
+
+std::int64_t ResidentBytes() {
+  std::ifstream statm("/proc/self/statm");
+  std::int64_t total = 0;
+  std::int64_t resident = 0;
+  statm >> total >> resident;
+  return resident * sysconf(_SC_PAGESIZE);
+}
+
+double CpuSeconds() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& time) {
+    return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) * 1e-6;
+  };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
+// What the command thread hands to the step thread.
+class Worker {
+ public:
+  explicit Worker(AgentSession& session)
+      : session_(session), commands_([this](std::stop_token stop) { ReadCommands(stop); }) {}
+
+  absl::Status Run() {
+    while (true) {
+      ASSIGN_OR_RETURN(const std::optional<Assignment> assignment, NextAssignment());
+      if (!assignment.has_value()) return absl::OkStatus();
+      const v1::RankStart& start = assignment->start;
+      const absl::Status trained = Train(start, *assignment->control);
+      if (trained.ok()) {
+        spdlog::info("generation {}: finished", start.key().generation());
+      } else if (absl::IsAborted(trained)) {
+        spdlog::info("generation {}: {}", start.key().generation(), std::string(trained.message()));
+      } else {
+        Report(start, trained);
+        return trained;
+      }
+    }
+  }
+
+ private:
+  // A rank of one generation, and what this worker has been told about it since.
+  struct Assignment {
+    v1::RankStart start;
+    std::shared_ptr<GenerationControl> control;
+  };
+
+  // Lets telemetry see `trainer` for as long as it exists.
+  class Watched {
+   public:
+    Watched(Worker& worker, const Trainer* trainer) : worker_(worker) { Set(trainer); }
+    ~Watched() { Set(nullptr); }
+    Watched(const Watched&) = delete;
+    Watched& operator=(const Watched&) = delete;
+
+   private:
+    void Set(const Trainer* trainer) {
+      const std::lock_guard lock(worker_.mutex_);
+      worker_.trainer_ = trainer;
+    }
+    Worker& worker_;
+  };
+
+  // Nothing once the worker is to exit.
+  absl::StatusOr<std::optional<Assignment>> NextAssignment() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return next_.has_value() || exit_ || !agent_.ok(); });
+    if (exit_) return std::optional<Assignment>();
+    RETURN_IF_ERROR(agent_);
+    return std::exchange(next_, std::nullopt);
+  }
+
+  absl::Status Train(const v1::RankStart& start, GenerationControl& control) {
+    ASSIGN_OR_RETURN(const RunFile run_file, ParseRunFile(start.run_file(), "run.toml", "/", {}));
+    const auto send = [this](v1::WorkerMessage message) { session_.Send(std::move(message)); };
+    ASSIGN_OR_RETURN(const auto trainer, Trainer::Create(run_file, start, control, send));
+    const Watched watched(*this, trainer.get());
+    ASSIGN_OR_RETURN(const auto communicator, Connect(run_file, start, control));
+    control.Attach(communicator.get());
+    spdlog::info("generation {}: rank {} of {} trains from step {}", start.key().generation(),
+                 start.rank(), communicator->size(), start.start_step());
+    const absl::Status trained = trainer->Run(*communicator);
+    control.Detach();
+    return trained;
+  }
+
+  absl::StatusOr<std::unique_ptr<Communicator>> Connect(const RunFile& run_file,
+                                                        const v1::RankStart& start,
+                                                        GenerationControl& control) {
+    const Timeouts timeouts = TimeoutsFor(run_file.failure.budget_ms);
+    CommunicatorOptions options;
+    options.rank = start.rank();
+    options.size = start.layout().pipeline() * start.layout().data();
+    options.operation_timeout = timeouts.collective;
+    options.connect_timeout = timeouts.startup;
+    const auto exchange = [&](const std::string& own) {
+      v1::WorkerMessage message;
+      v1::RankReady& ready = *message.mutable_ready();
+      *ready.mutable_key() = start.key();
+      ready.set_rank(start.rank());
+      ready.set_address(own);
+      session_.Send(std::move(message));
+      return control.WaitForPeers();
+    };
+    if (options.size == 1) {
+      // Nobody to connect to, but the coordinator counts who is ready all the same.
+      RETURN_IF_ERROR(exchange("").status());
+      return MakeSelfCommunicator();
+    }
+    return MakeGlooCommunicator(options, exchange);
+  }
+
+  void Report(const v1::RankStart& start, const absl::Status& status) {
+    spdlog::error("rank {}: {}", start.rank(), status.ToString());
+    v1::WorkerMessage message;
+    v1::RankFailed& failed = *message.mutable_failed();
+    *failed.mutable_key() = start.key();
+    failed.set_rank(start.rank());
+    failed.set_status_code(static_cast<int>(status.code()));
+    failed.set_error(std::string(status.message()));
+    failed.set_exit_code(-1);
+    if (const auto damaged = status.GetPayload(kDamagedCheckpoint)) {
+      failed.set_damaged_checkpoint(std::string(*damaged));
+    }
+    session_.Send(std::move(message));
+    session_.Flush(kFlushTimeout).IgnoreError();
+  }
+
+  void ReadCommands(const std::stop_token& stop) {
+    auto last_telemetry = std::chrono::steady_clock::now();
+    while (!stop.stop_requested()) {
+      const absl::StatusOr<v1::WorkerCommand> command = session_.Next(kTelemetryInterval);
+      if (command.ok()) {
+        Obey(*command);
+      } else if (!absl::IsDeadlineExceeded(command.status())) {
+        const std::lock_guard lock(mutex_);
+        agent_ = command.status();
+        if (control_ != nullptr) control_->Abort("the agent has gone");
+        changed_.notify_all();
+        return;
+      }
+      const auto now = std::chrono::steady_clock::now();
+      if (now - last_telemetry >= kTelemetryInterval) {
+        last_telemetry = now;
+        SendTelemetry();
+      }
+    }
+  }
+
+  void Obey(const v1::WorkerCommand& command) {
+    const std::lock_guard lock(mutex_);
+    switch (command.body_case()) {
+      case v1::WorkerCommand::kStart:
+        control_ = std::make_shared<GenerationControl>(command.start());
+        generation_ = command.start().key().generation();
+        next_ = Assignment{command.start(), control_};
+        break;
+      case v1::WorkerCommand::kPeers:
+        if (IsCurrent(command.peers().key())) control_->SetPeers(command.peers());
+        break;
+      case v1::WorkerCommand::kWindowGrant:
+        if (IsCurrent(command.window_grant().key())) {
+          control_->Grant(command.window_grant().window());
+        }
+        break;
+      case v1::WorkerCommand::kStop:
+        if (IsCurrent(command.stop().key())) control_->RequestStop();
+        break;
+      case v1::WorkerCommand::kAbort:
+        if (IsCurrent(command.abort().key())) control_->Abort(command.abort().reason());
+        break;
+      case v1::WorkerCommand::kCheckpointCommitted:
+        spdlog::info("checkpoint of step {} is committed: {}",
+                     command.checkpoint_committed().step(),
+                     command.checkpoint_committed().folder());
+        break;
+      case v1::WorkerCommand::kExit:
+        exit_ = true;
+        if (control_ != nullptr) control_->Abort("the agent ended this worker");
+        break;
+      case v1::WorkerCommand::BODY_NOT_SET:
+        spdlog::warn("the agent sent a command that this version does not know; ignored");
+        break;
+    }
+    changed_.notify_all();
+  }
+
+  // The lock is held. What belongs to another generation changes nothing.
+  bool IsCurrent(const v1::GenerationKey& key) const {
+    return control_ != nullptr && key.generation() == generation_;
+  }
+
+  void SendTelemetry() {
+    v1::WorkerMessage message;
+    v1::RankProgress& progress = *message.mutable_progress();
+    {
+      const std::lock_guard lock(mutex_);
+      if (trainer_ == nullptr) return;
+      progress = trainer_->progress();
+      const CommunicatorProgress communication = control_->communication();
+      progress.set_operation(communication.operation);
+      progress.set_operations_entered(communication.entered);
+      progress.set_operations_left(communication.left);
+    }
+    progress.set_memory_bytes(ResidentBytes());
+    progress.set_cpu_seconds(CpuSeconds());
+    session_.Send(std::move(message));
+  }
+
+  AgentSession& session_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::optional<Assignment> next_;
+  std::shared_ptr<GenerationControl> control_;  // of the latest assignment
+  std::uint64_t generation_ = 0;
+  const Trainer* trainer_ = nullptr;
+  bool exit_ = false;
+  absl::Status agent_;
+  std::jthread commands_;  // last: it uses the rest
+};
+
+}  // namespace
+
+absl::Status RunWorker(const WorkerOptions& options) {
+  ASSIGN_OR_RETURN(const auto session, AgentSession::Connect(options.agent_socket, options.slot,
+                                                             options.connect_timeout));
+  Worker worker(*session);
+  return worker.Run();
+}
+
+}  // namespace paceline

@@ -1,0 +1,26 @@
+// The worker process: one slot of a node. Says Hello to its agent, is told a rank, trains it, and
+// is told the next thing; the agent's death ends it.
+//   waiting --RankStart--> training --RankFinished--> waiting --ExitWorker--> gone
+//   training --AbortGeneration--> waiting;  training --error--> RankFailed, gone
+// Invariant: at most one generation trains at a time.
+// Threading: RunWorker occupies the calling thread (the step thread) and starts one for commands.
+#pragma once
+
+#include <chrono>
+#include <string>
+
+#include "common/status.h"
+
+namespace paceline {
+
+struct WorkerOptions {
+  std::string agent_socket;
+  int slot = 0;
+  std::chrono::milliseconds connect_timeout{10'000};
+};
+
+// OK: the agent said ExitWorker. kUnavailable: the agent has gone. Else what ended the rank,
+// after it was reported to the agent.
+absl::Status RunWorker(const WorkerOptions& options);
+
+}  // namespace paceline
