@@ -17,8 +17,8 @@ import time
 import unittest
 import urllib.request
 
-BIN = pathlib.Path(sys.argv[1])
-SOURCE = pathlib.Path(sys.argv[2])
+BIN = pathlib.Path(sys.argv[1]).resolve()
+SOURCE = pathlib.Path(sys.argv[2]).resolve()
 DEADLINE_S = 120  # for anything that is waited for
 
 RUN_FILE = """
@@ -93,32 +93,24 @@ def wait_until(condition, what):
     raise AssertionError(f"waited {DEADLINE_S} s in vain for {what}")
 
 
-def processes_of(folder):
-    """Pids of Paceline's programs whose command line names `folder`."""
+def processes_of(folder, program="paceline"):
+    """Pids of Paceline's programs that were started from `folder`, by its own hand or another's."""
     pids = []
     for entry in pathlib.Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
-            command = (entry / "cmdline").read_bytes().decode(errors="replace")
-            state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
-        except OSError:
+            name = pathlib.Path(os.readlink(entry / "exe")).name
+            started_in = os.readlink(entry / "cwd")
+        except OSError:  # gone, or ended and not yet reaped
             continue
-        if str(folder) in command and "paceline" in command and state != "Z":
+        if name.startswith(program) and started_in == str(folder):
             pids.append(int(entry.name))
     return pids
 
 
 def workers_of(folder):
-    found = []
-    for pid in processes_of(folder):
-        try:
-            argv = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if argv[0].endswith(b"paceline-worker"):
-            found.append(pid)
-    return found
+    return processes_of(folder, "paceline-worker")
 
 
 class Run:
@@ -311,7 +303,9 @@ class EndToEndTest(unittest.TestCase):
         self.assertEqual(losses(run.folder / "steps.jsonl"), losses(whole.folder / "steps.jsonl"))
         summary = json.loads((run.folder / "summary.json").read_text())
         self.assertEqual(summary["generations"], 2)
-        self.assertGreater(summary["lost_steps"], 0)
+        # What was done again; the coordinator counts what it had heard of.
+        self.assertLessEqual(summary["lost_steps"], len(run.steps()) - 400)
+        self.assertEqual(summary["lost_tokens"], summary["lost_steps"] * 8 * 32)
         self.assertEqual(summary["tokens"], 400 * 8 * 32)
 
     def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(self):
@@ -331,6 +325,8 @@ class EndToEndTest(unittest.TestCase):
         self.assertIn(newest.name, run.log())
         first_again = [line["step"] for line in run.steps() if line["generation"] == 2][0]
         self.assertEqual(f"step-{first_again - 1 + 10:08d}", newest.name)
+        summary = json.loads((run.folder / "summary.json").read_text())
+        self.assertGreaterEqual(summary["lost_steps"], 10)
 
     def test_a_full_disk_at_a_checkpoint_does_not_end_training(self):
         # A part of the tiny model is larger than this; logs and step lines are not.
@@ -378,10 +374,13 @@ class EndToEndTest(unittest.TestCase):
             checked = subprocess.run(["promtool", "check", "metrics"], input=text, text=True,
                                      capture_output=True, timeout=DEADLINE_S)
             self.assertEqual((checked.returncode, checked.stdout + checked.stderr), (0, ""), text)
-        ranks = set()
-        for address in agents:
-            ranks |= set(re.findall(r'paceline_\w+{[^}]*rank="(\d+)"', get(address, "/metrics")))
-        self.assertEqual(ranks, {"0", "1", "2", "3"})
+        def ranks_shown():
+            ranks = set()
+            for address in agents:
+                ranks |= set(re.findall(r'paceline_\w+{[^}]*rank="(\d+)"', get(address, "/metrics")))
+            return ranks == {"0", "1", "2", "3"}
+
+        wait_until(ranks_shown, "every rank's metrics")
 
         status = paceline("ps", "--run-dir", run.run_dir, cwd=self.folder)
         self.assertIn(run.folder.name, status.stdout)
@@ -392,8 +391,8 @@ class EndToEndTest(unittest.TestCase):
     def test_shards_of_other_programs_train(self):
         shards = self.folder / "shards"
         written = subprocess.run(
-            [sys.executable, SOURCE / "tests/fixtures/data/write_shards.py", "--output", shards,
-             "--tokens", "20000"], capture_output=True, text=True, timeout=DEADLINE_S)
+            [sys.executable, SOURCE / "tests/fixtures/data/write_shards.py", shards, "20000", "251"],
+            capture_output=True, text=True, timeout=DEADLINE_S)
         self.assertEqual(written.returncode, 0, written.stderr)
         found = sorted(shards.glob("*.idx")) + sorted(shards.glob("llmc*.bin"))
         self.assertGreaterEqual(len(found), 2)

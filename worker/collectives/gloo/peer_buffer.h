@@ -1,6 +1,6 @@
 // One end of the transfers with one peer: a Gloo buffer whose waits end in a value instead of an
 // exception, and can be woken.
-// Invariant: at most one receive and one send are in flight.
+// Invariant: the transfers of one direction complete in the order they were posted in.
 // Threading: one thread posts and waits; Wake may come from any thread.
 #pragma once
 
