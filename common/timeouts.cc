@@ -10,7 +10,6 @@ Timeouts TimeoutsFor(std::int64_t budget_ms) {
   return {.heartbeat = std::max(budget / 10, milliseconds{20}),
           .lease = budget * 8 / 10,
           .collective = std::max(budget * 24, milliseconds{120'000}),
-          .connect = budget,
           .reconnect_max = std::max(budget / 5, milliseconds{50}),
           .startup = std::max(budget * 24, milliseconds{120'000}),
           .checkpoint = std::max(budget * 120, milliseconds{600'000}),

@@ -1,5 +1,5 @@
 // Every time-out of a run, derived from one number, [failure] budget_ms.
-// Invariant: heartbeat < lease <= budget, abort <= budget.
+// Invariant: heartbeat < lease <= budget.
 // Threading: plain values.
 #pragma once
 
@@ -12,7 +12,6 @@ struct Timeouts {
   std::chrono::milliseconds heartbeat;      // between two of an agent
   std::chrono::milliseconds lease;          // a node silent for longer is lost
   std::chrono::milliseconds collective;     // one collective operation, from entry
-  std::chrono::milliseconds connect;        // one connection attempt to a peer, an agent, ...
   std::chrono::milliseconds reconnect_max;  // longest pause between attempts
   std::chrono::milliseconds startup;        // from planning to the generation's first step
   std::chrono::milliseconds checkpoint;     // from a rank's snapshot to its durable part

@@ -1,9 +1,7 @@
 // paceline-coordinator: decides which nodes train which run, and keeps the books.
 #include <poll.h>
 #include <spdlog/spdlog.h>
-#include <sys/prctl.h>
 #include <sys/signalfd.h>
-#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <csignal>
@@ -54,7 +52,6 @@ void WaitForEnd(int signals, int broken) {
 int main(int argc, char** argv) {
   paceline::CoordinatorOptions options;
   paceline::LogOptions log{.program = "paceline-coordinator"};
-  bool parent_death_signal = false;
 
   CLI::App app("Decides which nodes train which run, commits checkpoints, and keeps the books.");
   app.footer(kExamples);
@@ -71,8 +68,6 @@ int main(int argc, char** argv) {
   app.add_option("--log-file", log.file, "Where to log (default: stderr)");
   app.add_option("--log-level", log.level, "trace, debug, info, warning, error, critical or off")
       ->capture_default_str();
-  app.add_flag("--parent-death-signal", parent_death_signal,
-               "End, as by SIGTERM, when the parent process dies");
   app.set_version_flag("--version", PACELINE_VERSION);
   try {
     app.parse(argc, argv);
@@ -80,12 +75,7 @@ int main(int argc, char** argv) {
     return app.exit(error) == 0 ? 0 : static_cast<int>(ExitCode::kBadInput);
   }
 
-  const pid_t parent = ::getppid();
   const int signals = BlockSignals();
-  if (parent_death_signal) {
-    ::prctl(PR_SET_PDEATHSIG, SIGTERM);
-    if (::getppid() != parent) return static_cast<int>(ExitCode::kDone);  // It died just before.
-  }
   if (const absl::Status status = paceline::SetUpLogging(log); !status.ok()) return Fail(status);
   auto coordinator = paceline::Coordinator::Start(options);
   if (!coordinator.ok()) {

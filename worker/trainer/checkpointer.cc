@@ -23,8 +23,12 @@ absl::Status Checkpointer::Write(const v1::DataPosition& position, v1::Checkpoin
     const std::lock_guard lock(mutex_);
     pending_[position.step()] = {position, reason};
   }
-  RETURN_IF_ERROR(writer_.Snapshot(position.step(), folder_, slices));
+  const absl::Status copied = writer_.Snapshot(position.step(), folder_, slices);
   const std::lock_guard lock(mutex_);
+  if (!copied.ok()) {
+    pending_.erase(position.step());
+    return copied;
+  }
   totals_.stall_seconds +=
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return absl::OkStatus();
