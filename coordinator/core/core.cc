@@ -15,6 +15,13 @@ namespace {
 // may have come between the fact and them, more than once.
 constexpr std::uint64_t kEpochsToRepeat = 8;
 
+// A Tick that comes later than this after its time tells that the process stood still.
+constexpr std::chrono::milliseconds kTickLateness{500};
+
+// What ran up while there was no coordinator is charged soon, so that one that dies over and over
+// loses nothing of it.
+constexpr std::chrono::milliseconds kFirstCharge{1000};
+
 }  // namespace
 
 Core::Core(CoreOptions options) : impl_(std::make_unique<Impl>(options)) {}
@@ -36,7 +43,7 @@ const State& Core::state() const { return impl_->state_; }
 Decision Core::Impl::Open(Now now) {
   now_ = now;
   opened_ = {now.steady, std::max(now.wall_ms, state_.at_ms)};
-  next_charge_ = now.steady + options_.charge_interval;
+  next_charge_ = now.steady + std::min(options_.charge_interval, kFirstCharge);
   const std::uint64_t last_epoch = state_.epoch.value();
   v1::Fact opened;
   opened.mutable_epoch_opened()->set_epoch(options_.epoch.value());
@@ -79,6 +86,7 @@ Decision Core::Impl::Decide(const Event& event, Now now) {
   now_ = now;
   std::visit([this](const auto& e) { On(e); }, event);
   RetryDeferred();
+  due_ = NextDeadline();
   return std::exchange(decision_, {});
 }
 
@@ -100,6 +108,8 @@ void Core::Impl::On(const AgentSaid& event) {
   }
   const NodeId node = session->second;
   if (message.incarnation() != state_.nodes.at(node).info.incarnation()) return;
+  // Whatever it says, it lives; what is charged counts heartbeats alone.
+  leases_.Renew(node, Incarnation{message.incarnation()}, now_.steady).IgnoreError();
   switch (message.body_case()) {
     case v1::AgentMessage::kHeartbeat:
       return OnHeartbeat(node, message.heartbeat());
@@ -185,7 +195,14 @@ void Core::Impl::On(const ManifestWritten& event) {
 }
 
 void Core::Impl::On(const Tick&) {
+  // Ticks come on time unless this process stood still (stopped, swapped out, a slow disk). Then
+  // the nodes' heartbeats may lie unread, and their silence says nothing: leases begin anew.
+  const bool stood_still = now_.steady - due_ > kTickLateness;
   for (const NodeId node : leases_.ExpiredAt(now_.steady)) {
+    if (stood_still) {
+      leases_.Grant(node, state_.nodes.at(node).incarnation(), leases_.TtlOf(node), now_.steady);
+      continue;
+    }
     const double silent = std::chrono::duration<double>(leases_.TtlOf(node)).count();
     LoseNode(node,
              absl::StrCat("node ", state_.nodes.at(node).info.name(),

@@ -116,8 +116,7 @@ struct Core::Impl {
   void AddRuntime(const Run& run);
   void SendStart(const Run& run, NodeId node);
   // Ends the open generation, and goes on as the run's state says. `failure` empty: it was done.
-  void EndGeneration(const std::string& run_id, const std::string& reason,
-                     const v1::RankFailed& failure);
+  void EndGeneration(std::string run_id, const std::string& reason, const v1::RankFailed& failure);
   void RememberRanks(const GenerationRuntime& generation);
   void FailGeneration(GenerationRuntime& generation, const v1::RankFailed& failure);
   // The one place that decides what follows a generation: the run's end, or another generation.
@@ -175,6 +174,7 @@ struct Core::Impl {
   std::deque<std::pair<CallId, v1::SubmitRunRequest>> deferred_;
   bool retry_deferred_ = false;
   SteadyTime next_charge_;
+  SteadyTime due_ = SteadyTime::max();  // NextDeadline() after the last decision
   Now opened_;
 
   // Of the decision being made.

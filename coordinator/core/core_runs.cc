@@ -222,7 +222,7 @@ void Core::Impl::FailGeneration(GenerationRuntime& generation, const v1::RankFai
                 failure);
 }
 
-void Core::Impl::EndGeneration(const std::string& run_id, const std::string& reason,
+void Core::Impl::EndGeneration(std::string run_id, const std::string& reason,
                                const v1::RankFailed& failure) {
   const Run& run = state_.runs.at(run_id);
   GenerationRuntime& open = generations_.at(run_id);

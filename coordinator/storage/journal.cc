@@ -23,6 +23,10 @@ constexpr std::int64_t kFileBytesMax = std::int64_t{8} << 30;
 // longer, so a longer file without one is damaged.
 constexpr std::int64_t kHeaderBytesMax = 4096;
 
+// Blocks allocated ahead of the journal's end, and what of them must be left before more are taken.
+constexpr std::int64_t kRoomBytes = std::int64_t{1} << 20;
+constexpr std::int64_t kRoomBytesMin = std::int64_t{256} << 10;
+
 absl::Status DamageAt(const std::string& path, std::int64_t offset, const std::string& what) {
   return absl::DataLossError(absl::StrCat(path, " is damaged at offset ", offset, ": ", what,
                                           ". Restore the file from a backup; nothing was changed"));
@@ -93,6 +97,7 @@ class FileJournal : public Journal {
                          Replay& replay);
   absl::Status BeginFile(JournalFileId id);
   absl::Status WriteRecord(RecordKind kind, const std::string& payload);
+  void KeepRoom(std::int64_t bytes);
   absl::Status CheckFormerUnchanged() const;
   void RemoveUnneeded(std::uint64_t snapshot_index) const;
 
@@ -101,6 +106,7 @@ class FileJournal : public Journal {
   // The last file of the chain, and the bytes of it that count.
   std::optional<JournalFileId> last_;
   std::int64_t end_ = 0;
+  std::int64_t room_end_ = 0;  // blocks are allocated up to here
   std::uint64_t last_index_ = 0;
   bool replayed_ = false;
   int file_ = -1;        // open for appending: `last_`
@@ -278,6 +284,7 @@ absl::Status FileJournal::BeginFile(JournalFileId id) {
   if (broken_.ok() && id.segment == 1) broken_ = CheckFormerUnchanged();
   last_ = id;
   end_ = 0;
+  room_end_ = 0;
   if (broken_.ok()) {
     broken_ = WriteRecord(RecordKind::kJournalHeader, header.SerializeAsString());
   }
@@ -303,6 +310,7 @@ absl::Status FileJournal::WriteRecord(RecordKind kind, const std::string& payloa
                                             ": at most ", kRecordPayloadMax, " are allowed"));
   }
   const std::string record = EncodeRecord(kind, payload, end_);
+  KeepRoom(static_cast<std::int64_t>(record.size()));
   std::size_t written = 0;
   while (written < record.size()) {
     const ssize_t count = ::pwrite(file_, record.data() + written, record.size() - written,
@@ -316,6 +324,14 @@ absl::Status FileJournal::WriteRecord(RecordKind kind, const std::string& payloa
   if (::fdatasync(file_) != 0) return ErrnoStatus(errno, absl::StrCat("fdatasync of ", path));
   end_ += static_cast<std::int64_t>(record.size());
   return absl::OkStatus();
+}
+
+// Blocks are taken ahead of time, so that the journal can still say what happens once a full disk
+// refuses checkpoints. Where the file system cannot, or is full already, the write itself decides.
+void FileJournal::KeepRoom(std::int64_t bytes) {
+  if (end_ + bytes + kRoomBytesMin <= room_end_) return;
+  const std::int64_t room_end = end_ + bytes + kRoomBytes;
+  if (::fallocate(file_, FALLOC_FL_KEEP_SIZE, 0, room_end) == 0) room_end_ = room_end;
 }
 
 absl::Status FileJournal::Append(const std::vector<v1::Fact>& facts) {

@@ -123,8 +123,8 @@ std::string ZshScript(const std::vector<Node>& nodes) {
       "#compdef paceline\n"
       "# zsh completion for paceline:  source <(paceline completion zsh)\n"
       "_paceline() {\n"
-      "  local path=${words[2]}\n"
-      "  [[ $path == data && CURRENT -gt 3 ]] && path=\"$path ${words[3]}\"\n"
+      "  local verb=${words[2]}\n"
+      "  [[ $verb == data && CURRENT -gt 3 ]] && verb=\"$verb ${words[3]}\"\n"
       "  if (( CURRENT == 2 )); then\n"
       "    local -a verbs=(\n";
   for (const Node& node : nodes) {
@@ -135,7 +135,7 @@ std::string ZshScript(const std::vector<Node>& nodes) {
       "    _describe verb verbs\n"
       "    return\n"
       "  fi\n"
-      "  case $path in\n";
+      "  case $verb in\n";
   for (const Node& node : nodes) {
     script += "    '" + Joined(node.path, " ") + "')\n";
     const std::vector<std::string> below = VerbsBelow(nodes, node.path);

@@ -64,22 +64,15 @@ bool HasEnded(v1::RunState state) {
          state == v1::RUN_STATE_FAILED;
 }
 
-void RateWindow::Add(double seconds, std::int64_t step, std::int64_t tokens) {
+void RateWindow::Add(double seconds, std::int64_t step) {
   if (!samples_.empty() && step < samples_.back().step) samples_.clear();
   if (!samples_.empty() && step == samples_.back().step) return;
-  samples_.push_back({seconds, step, tokens});
+  samples_.push_back({seconds, step});
   // Two samples stay, however old: a step may take longer than the window.
   while (samples_.size() > 2 &&
          (samples_.size() > kRateSamplesMax || seconds - samples_.front().seconds > kRateSeconds)) {
     samples_.pop_front();
   }
-}
-
-double RateWindow::TokensPerSecond() const {
-  if (samples_.size() < 2) return 0;
-  const double seconds = samples_.back().seconds - samples_.front().seconds;
-  const auto tokens = static_cast<double>(samples_.back().tokens - samples_.front().tokens);
-  return seconds > 0 && tokens > 0 ? tokens / seconds : 0;
 }
 
 double RateWindow::SecondsPerStep() const {
@@ -102,8 +95,10 @@ TimeShares SharesOf(const v1::RunStatus& status) {
 std::string ProgressLine(const v1::RunStatus& status, const RateWindow& rate) {
   std::string line = "step " + std::to_string(status.step().step()) + "/" +
                      std::to_string(status.steps_total()) + " | loss " + Loss(status.step().loss());
-  if (rate.TokensPerSecond() > 0) {
-    line += " | " + FormatCount(rate.TokensPerSecond()) + " tokens/s";
+  if (rate.SecondsPerStep() > 0) {
+    // Every step of a run has as many tokens.
+    const double tokens = static_cast<double>(status.step().tokens());
+    line += " | " + FormatCount(tokens / rate.SecondsPerStep()) + " tokens/s";
   }
   const TimeShares shares = SharesOf(status);
   if (shares.step_seconds > 0) {
@@ -161,7 +156,7 @@ ProgressReporter::Lines ProgressReporter::Update(const v1::RunStatus& status, do
                            ": checkpoint committed: " + status.checkpoint());
   }
   if (status.step().step() > 0 && status.state() == v1::RUN_STATE_RUNNING) {
-    rate_.Add(seconds, status.step().step(), status.tokens());
+    rate_.Add(seconds, status.step().step());
     lines.progress = ProgressLine(status, rate_);
     if (plain_ && IsProgressDue(status, seconds)) {
       printed_step_ = status.step().step();

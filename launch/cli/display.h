@@ -20,16 +20,14 @@ bool HasEnded(v1::RunState state);
 // anew.
 class RateWindow {
  public:
-  void Add(double seconds, std::int64_t step, std::int64_t tokens);
+  void Add(double seconds, std::int64_t step);
   // 0 while unknown.
-  double TokensPerSecond() const;
   double SecondsPerStep() const;
 
  private:
   struct Sample {
     double seconds;
     std::int64_t step;
-    std::int64_t tokens;
   };
   std::deque<Sample> samples_;
 };

@@ -86,6 +86,7 @@ class Generator {
   // The prompt and what follows; printed as it comes unless the answer is JSON.
   absl::StatusOr<std::string> Run() {
     ASSIGN_OR_RETURN(tokens_, tokenizer_.Encode(options_.prompt));
+    prompt_tokens_ = tokens_.size();
     if (tokens_.empty()) {
       return absl::InvalidArgumentError("--prompt is empty; give at least one character");
     }
@@ -103,7 +104,7 @@ class Generator {
     return text_;
   }
 
-  std::size_t token_count() const { return tokens_.size(); }
+  std::size_t new_tokens() const { return tokens_.size() - prompt_tokens_; }
 
  private:
   absl::Status CheckVocabulary() const {
@@ -150,6 +151,7 @@ class Generator {
   const std::int64_t vocabulary_;
   Sampler sampler_;
   std::vector<std::int32_t> tokens_;
+  std::size_t prompt_tokens_ = 0;  // of these
   std::string text_;
   std::vector<float> logits_;
 };
@@ -176,7 +178,7 @@ absl::StatusOr<ExitCode> RunGenerate(const Options& options) {
                {"step", manifest.step},
                {"prompt", options.prompt},
                {"text", text},
-               {"tokens", generator.token_count()}});
+               {"tokens", generator.new_tokens()}});
   } else {
     std::printf("\n");
   }

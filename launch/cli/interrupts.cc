@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdint>
+#include <ctime>
 
 #include "common/check.h"
 
@@ -17,9 +18,16 @@ namespace {
 std::atomic<int> signals_seen{0};
 std::atomic<int> signal_event_fd{-1};
 
+// One Ctrl-C may come twice: from the terminal and from a wrapper that hands it on.
+constexpr std::int64_t kSameInterruptMs = 300;
+std::atomic<std::int64_t> last_signal_ms{-kSameInterruptMs};
+
 void OnSignal(int) {
   const int saved_errno = errno;
-  signals_seen.fetch_add(1);
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  const std::int64_t now_ms = std::int64_t{now.tv_sec} * 1000 + now.tv_nsec / 1'000'000;
+  if (now_ms - last_signal_ms.exchange(now_ms) >= kSameInterruptMs) signals_seen.fetch_add(1);
   const std::uint64_t one = 1;
   [[maybe_unused]] const ssize_t written = ::write(signal_event_fd.load(), &one, sizeof one);
   errno = saved_errno;

@@ -5,6 +5,7 @@
 #include <system_error>
 #include <vector>
 
+#include "common/files.h"
 #include "common/run_file.h"
 #include "common/status.h"
 #include "launch/cli/coordinator_client.h"
@@ -88,6 +89,13 @@ absl::StatusOr<ExitCode> RunResume(const Options& options) {
   ASSIGN_OR_RETURN(const RunFile run_file, LoadRunFile(folder.RunToml(), overrides));
   RETURN_IF_ERROR(CheckNotRunning(folder));
   ASSIGN_OR_RETURN(const RunView before, ViewRunFolder(folder));
+  const std::string checkpoints = CheckpointDir(folder, run_file);
+  if (!before.submitted && !ListCheckpoints(checkpoints).empty()) {
+    return absl::DataLossError(
+        "the run's journal (" + folder.CoordinatorState() + ") is gone, but " + checkpoints +
+        " holds its checkpoints; start a new run with --set checkpoint.init=" +
+        ListCheckpoints(checkpoints).front());
+  }
   TrainRequest request{.folder = folder,
                        .run_dir = options.run_dir,
                        .run_file = run_file,
@@ -96,11 +104,17 @@ absl::StatusOr<ExitCode> RunResume(const Options& options) {
                        .json = options.json};
   ASSIGN_OR_RETURN(request.corpus, CheckData(run_file));
   ASSIGN_OR_RETURN(request.damaged_checkpoints,
-                   FindDamaged(CheckpointDir(folder, run_file), before.status.checkpoint()));
+                   FindDamaged(checkpoints, before.status.checkpoint()));
+  // What was changed stays changed: the folder's run file says what the run is.
+  if (!overrides.empty()) {
+    RETURN_IF_ERROR(WriteFileAtomically(folder.RunToml(), ToToml(run_file), 0644));
+  }
   std::error_code error;
   std::filesystem::remove(folder.Summary(), error);  // it tells of the stretch before
   (options.json ? std::cerr : std::cout)
-      << "run " << folder.run_id << " goes on in " << folder.path << std::endl;
+      << "run " << folder.run_id << " goes on in " << folder.path
+      << (before.status.checkpoint().empty() ? "; it has no checkpoint, so from its beginning" : "")
+      << std::endl;
   return Train(request);
 }
 

@@ -39,14 +39,15 @@ std::vector<std::string> ResultLines(const RunFolder& folder, const v1::RunStatu
                   LossIn(summary, "valid_loss") + ")");
   lines.push_back("tokens      " + FormatCount(NumberIn(summary, "tokens")) + " at " +
                   FormatCount(NumberIn(summary, "tokens_per_second")) + " tokens/s");
-  if (NumberIn(summary, "recoveries") > 0) {
+  if (NumberIn(summary, "recoveries") > 0 || NumberIn(summary, "lost_steps") > 0) {
     lines.push_back("recoveries  " + FormatCount(NumberIn(summary, "recoveries")) + ", " +
                     FormatCount(NumberIn(summary, "lost_steps")) + " steps and " +
                     FormatCount(NumberIn(summary, "lost_tokens")) + " tokens lost");
   }
-  lines.push_back("cost        " + FormatMoney(NumberIn(summary, "cost"), currency) + ", " +
-                  FormatMoney(NumberIn(summary, "cost_per_million_tokens"), currency) +
-                  " a million tokens");
+  const double per_million = NumberIn(summary, "cost_per_million_tokens");
+  lines.push_back(
+      "cost        " + FormatMoney(NumberIn(summary, "cost"), currency) +
+      (per_million > 0 ? ", " + FormatMoney(per_million, currency) + " a million tokens" : ""));
   const std::string checkpoint = TextIn(summary, "checkpoint");
   lines.push_back("checkpoint  " + (checkpoint.empty() ? "none" : checkpoint));
   return lines;

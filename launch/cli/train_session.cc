@@ -94,7 +94,9 @@ class Session {
     for (const v1::DamagedCheckpoint& damaged : request_.damaged_checkpoints) {
       *request.add_damaged_checkpoints() = damaged;
     }
-    const auto deadline = steady_clock::now() + kStartTimeout;
+    // Nodes of a stretch that ended without a word keep the run until their leases have ended,
+    // which are twice as long after a restart.
+    const auto deadline = steady_clock::now() + kStartTimeout + 2 * timeouts_.lease;
     while (true) {
       const absl::Status status = client_->SubmitRun(request);
       const bool passing = absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
@@ -112,6 +114,9 @@ class Session {
       if (interrupts_.count() == 1) AskToStop();
       RETURN_IF_ERROR(TendChildren());
       if (Look() && HasEnded(view_.status.state())) return absl::OkStatus();
+      if (!ended_agent_.empty() && view_.status.state() == v1::RUN_STATE_WAITING) {
+        return GiveUp(ended_agent_ + "; the run cannot begin without it");
+      }
       WaitForEvent(kPollInterval);
     }
   }
@@ -142,7 +147,6 @@ class Session {
   absl::Status TendChildren() {
     for (const LocalCluster::Ended& ended : cluster_->TakeEnded()) {
       const bool is_coordinator = ended.name == "coordinator";
-      if (!is_coordinator && ended.exit.clean()) continue;
       const std::string end = ended.name + " ended unexpectedly (" + ToString(ended.exit) +
                               (ended.stderr_tail.empty() ? "" : "; " + ended.stderr_tail.back()) +
                               "); its log is " + ended.log_path;
@@ -150,11 +154,12 @@ class Session {
         return GiveUp(end + "; it was started again " + std::to_string(kMaxCoordinatorRestarts) +
                       " times");
       }
-      if (!is_coordinator && view_.status.state() == v1::RUN_STATE_WAITING) {
-        return GiveUp(end + "; the run cannot begin without it");
+      if (!is_coordinator) {
+        ended_agent_ = end;
+        if (!ended.exit.clean()) output_.Event(end);
+        continue;
       }
       output_.Event(end);
-      if (!is_coordinator) continue;
       output_.Event("starting the coordinator again");
       RETURN_IF_ERROR(cluster_->RestartCoordinator(kStartTimeout));
       client_ = std::make_unique<CoordinatorClient>(cluster_->coordinator().address, token_);
@@ -225,6 +230,7 @@ class Session {
   std::optional<v1::StopRunRequest> stop_request_;
   bool stop_taken_ = false;
   int coordinator_ends_ = 0;
+  std::string ended_agent_;  // how the last agent that ended did so; empty: all live
 };
 
 }  // namespace

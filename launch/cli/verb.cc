@@ -35,8 +35,8 @@ void Verb::Argument(const std::string& name, std::string& value, const std::stri
 
 void Verb::RunArgument(std::string& value) {
   Argument("RUN", value,
-           "Run id, the beginning of one, or \"latest\"; may be left out when there is one run "
-           "alone",
+           "Run id, the beginning of one, \"latest\", or a path to a run's folder; may be left out "
+           "when there is one run alone",
            kOptional);
 }
 

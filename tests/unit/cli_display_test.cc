@@ -25,7 +25,7 @@ v1::RunStatus RunningAt(std::int64_t step) {
   status.set_cost(0.01234);
   status.mutable_step()->set_step(step);
   status.mutable_step()->set_loss(2.5);
-  status.set_tokens(step * 1000);
+  status.mutable_step()->set_tokens(1000);
   for (int rank = 0; rank < 2; ++rank) {
     v1::RankProgress& progress = *status.add_ranks();
     progress.set_step_seconds(10);
@@ -75,31 +75,39 @@ TEST(FormatTest, TimeIsUtc) { EXPECT_EQ(FormatTime(0), "1970-01-01 00:00:00 UTC"
 
 TEST(RateWindowTest, RateIsThatOfTheLastSeconds) {
   RateWindow rate;
-  EXPECT_EQ(rate.TokensPerSecond(), 0);
-  rate.Add(0, 1, 100);
-  EXPECT_EQ(rate.TokensPerSecond(), 0);
-  rate.Add(1, 2, 200);
-  EXPECT_DOUBLE_EQ(rate.TokensPerSecond(), 100);
+  EXPECT_EQ(rate.SecondsPerStep(), 0);
+  rate.Add(0, 1);
+  EXPECT_EQ(rate.SecondsPerStep(), 0);
+  rate.Add(1, 2);
+  rate.Add(1.5, 2);
+  EXPECT_DOUBLE_EQ(rate.SecondsPerStep(), 1);
   // The slow past leaves the window.
-  for (int i = 1; i <= 20; ++i) rate.Add(1 + i, 2 + 2 * i, 200 + 200 * i);
-  EXPECT_DOUBLE_EQ(rate.TokensPerSecond(), 200);
+  for (int i = 1; i <= 20; ++i) rate.Add(1 + i, 2 + 2 * i);
   EXPECT_DOUBLE_EQ(rate.SecondsPerStep(), 0.5);
+}
+
+TEST(RateWindowTest, StepLongerThanTheWindowStillHasARate) {
+  RateWindow rate;
+  rate.Add(0, 1);
+  rate.Add(60, 2);
+  rate.Add(120, 3);
+  EXPECT_DOUBLE_EQ(rate.SecondsPerStep(), 60);
 }
 
 TEST(RateWindowTest, RollbackBeginsAnew) {
   RateWindow rate;
-  rate.Add(0, 10, 1000);
-  rate.Add(1, 20, 2000);
-  rate.Add(2, 5, 500);
-  EXPECT_EQ(rate.TokensPerSecond(), 0);
-  rate.Add(3, 6, 600);
-  EXPECT_DOUBLE_EQ(rate.TokensPerSecond(), 100);
+  rate.Add(0, 10);
+  rate.Add(1, 20);
+  rate.Add(2, 5);
+  EXPECT_EQ(rate.SecondsPerStep(), 0);
+  rate.Add(3, 6);
+  EXPECT_DOUBLE_EQ(rate.SecondsPerStep(), 1);
 }
 
 TEST(ProgressLineTest, NamesEverythingThatIsKnown) {
   RateWindow rate;
-  rate.Add(0, 40, 40000);
-  rate.Add(5, 50, 50000);
+  rate.Add(0, 40);
+  rate.Add(5, 50);
   EXPECT_EQ(ProgressLine(RunningAt(50), rate),
             "step 50/100 | loss 2.5000 | 2.00k tokens/s | compute 90 %, communication 8 %, data 1 "
             "% | 25 s left | 0.0123 EUR");

@@ -101,8 +101,7 @@ TEST(MembershipTest, ANewerIncarnationReplacesAndKeepsTheNodesId) {
 TEST(MembershipTest, AnOlderIncarnationIsRefusedAlsoAfterTheNewerLeft) {
   Cluster cluster;
   cluster.Register(0, 2);
-  cluster.Advance(seconds(60));
-  cluster.Tick();
+  cluster.Run(seconds(60), {});
   ASSERT_EQ(cluster.Facts(v1::Fact::kNodeLeft).size(), 1u);
   cluster.Register(0, 1);
   ASSERT_EQ(cluster.Last<CloseSession>().size(), 1u);
@@ -128,6 +127,17 @@ TEST(MembershipTest, ASilentNodeIsLostAtItsLeasesEnd) {
   EXPECT_THAT(cluster.Facts(v1::Fact::kNodeLeft)[0].node_left().reason(),
               HasSubstr("node-1 was silent for its lease of 4 s"));
   EXPECT_EQ(cluster.core().Nodes().size(), 1u);
+}
+
+// The process was stopped, or its disk was: the heartbeats of that time lie unread.
+TEST(MembershipTest, ACoordinatorThatStoodStillLosesNobodyForIt) {
+  Cluster cluster;
+  cluster.Register(0);
+  cluster.Advance(seconds(60));
+  cluster.Tick();
+  EXPECT_EQ(cluster.Facts(v1::Fact::kNodeLeft).size(), 0u);
+  cluster.Run(seconds(10), {});
+  EXPECT_EQ(cluster.Facts(v1::Fact::kNodeLeft).size(), 1u);
 }
 
 TEST(MembershipTest, AMessageFromAnUnregisteredSessionIsAnsweredByItsClosing) {

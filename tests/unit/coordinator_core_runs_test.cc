@@ -292,7 +292,8 @@ TEST(RunsTest, ResumeAfterEverythingDiedWaitsForTheLeasesAndThenGoesOn) {
   resume.set_resume(true);
   cluster.Submit(resume);
   EXPECT_TRUE(cluster.Last<AnswerCall>().empty());
-  cluster.Advance(seconds(9));
+  cluster.Run(std::chrono::milliseconds(7500), {});
+  cluster.Advance(std::chrono::milliseconds(500));
   cluster.Tick();
   ASSERT_EQ(cluster.Last<AnswerCall>().size(), 1u);
   EXPECT_TRUE(cluster.Last<AnswerCall>()[0].status.ok());

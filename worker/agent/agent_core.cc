@@ -183,7 +183,7 @@ void AgentCore::OnGrant(const v1::WindowGrant& grant) {
   auto& windows = *found->second.start.mutable_windows();
   if (!windows.empty() && windows.rbegin()->end_step() == grant.window().first_step()) {
     windows.rbegin()->set_end_step(grant.window().end_step());
-  } else {
+  } else if (windows.empty() || windows.rbegin()->end_step() < grant.window().end_step()) {
     *windows.Add() = grant.window();
   }
   outbox_.OnGranted(grant.key(), grant.window().end_step());

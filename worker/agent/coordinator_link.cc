@@ -223,6 +223,8 @@ void CoordinatorLink::Finish(std::chrono::milliseconds timeout) {
   session->writer->Close();
   session->stream->WritesDone();
   std::unique_lock lock(impl_->mutex);
+  impl_->stopping = true;  // no stream is made any more
+  impl_->changed.notify_all();
   impl_->changed.wait_until(lock, deadline, [&] { return impl_->session != session; });
 }
 

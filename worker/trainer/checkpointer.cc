@@ -1,7 +1,9 @@
 #include "worker/trainer/checkpointer.h"
 
+#include <chrono>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "spdlog/spdlog.h"
 
 namespace paceline {
@@ -16,22 +18,41 @@ Checkpointer::Checkpointer(int rank, v1::GenerationKey key, std::string folder,
               [this](absl::StatusOr<WrittenPart> part, std::int64_t step) { OnDone(part, step); }) {
 }
 
-absl::Status Checkpointer::Write(const v1::DataPosition& position, v1::CheckpointReason reason,
-                                 std::span<const SliceView> slices) {
+void Checkpointer::Write(const v1::DataPosition& position, v1::CheckpointReason reason,
+                         std::span<const SliceView> slices) {
   const auto begin = std::chrono::steady_clock::now();
   {
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
+    if (reason == v1::CHECKPOINT_REASON_INTERVAL && !pending_.empty()) {
+      const std::int64_t busy = pending_.begin()->first;
+      lock.unlock();
+      return ReportFailure(
+          absl::ResourceExhaustedError(absl::StrCat("the part of step ", busy,
+                                                    " is still being written; the disk is "
+                                                    "too slow for [checkpoint] interval_steps")),
+          position.step());
+    }
     pending_[position.step()] = {position, reason};
   }
   const absl::Status copied = writer_.Snapshot(position.step(), folder_, slices);
-  const std::lock_guard lock(mutex_);
-  if (!copied.ok()) {
-    pending_.erase(position.step());
-    return copied;
-  }
+  std::unique_lock lock(mutex_);
   totals_.stall_seconds +=
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  return absl::OkStatus();
+  if (copied.ok()) return;
+  pending_.erase(position.step());
+  lock.unlock();
+  ReportFailure(copied, position.step());
+}
+
+void Checkpointer::ReportFailure(const absl::Status& status, std::int64_t step) {
+  spdlog::error("rank {}: checkpoint of step {} failed: {}", rank_, step, status.ToString());
+  v1::WorkerMessage message;
+  v1::CheckpointFailed& failed = *message.mutable_checkpoint_failed();
+  *failed.mutable_key() = key_;
+  failed.set_rank(rank_);
+  failed.set_step(step);
+  failed.set_error(std::string(status.message()));
+  send_(std::move(message));
 }
 
 void Checkpointer::OnDone(const absl::StatusOr<WrittenPart>& part, std::int64_t step) {
@@ -45,18 +66,8 @@ void Checkpointer::OnDone(const absl::StatusOr<WrittenPart>& part, std::int64_t 
       totals_.bytes += part->bytes;
     }
   }
+  if (!part.ok()) return ReportFailure(part.status(), step);
   v1::WorkerMessage message;
-  if (!part.ok()) {
-    spdlog::error("rank {}: checkpoint of step {} failed: {}", rank_, step,
-                  part.status().ToString());
-    v1::CheckpointFailed& failed = *message.mutable_checkpoint_failed();
-    *failed.mutable_key() = key_;
-    failed.set_rank(rank_);
-    failed.set_step(step);
-    failed.set_error(std::string(part.status().message()));
-    send_(std::move(message));
-    return;
-  }
   v1::CheckpointPart& durable = *message.mutable_checkpoint_part();
   *durable.mutable_key() = key_;
   durable.set_rank(rank_);

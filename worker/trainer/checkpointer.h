@@ -29,10 +29,11 @@ class Checkpointer {
   Checkpointer(int rank, v1::GenerationKey key, std::string folder,
                std::function<void(v1::WorkerMessage)> send);
 
-  // Copies `slices` and returns; the part is written behind. An error is one of copying (memory);
-  // errors of writing are reported as CheckpointFailed.
-  absl::Status Write(const v1::DataPosition& position, v1::CheckpointReason reason,
-                     std::span<const SliceView> slices);
+  // Copies `slices` and returns; the part is written behind. Whatever goes wrong is reported as
+  // CheckpointFailed. At an interval, a part that is still being written is not waited for: this
+  // checkpoint is given up, so that a slow disk does not hold up training.
+  void Write(const v1::DataPosition& position, v1::CheckpointReason reason,
+             std::span<const SliceView> slices);
   // Waits until all parts are durable or have failed, and were reported.
   void Flush() { writer_.Flush(); }
 
@@ -44,6 +45,7 @@ class Checkpointer {
     v1::CheckpointReason reason;
   };
   void OnDone(const absl::StatusOr<WrittenPart>& part, std::int64_t step);
+  void ReportFailure(const absl::Status& status, std::int64_t step);
 
   const int rank_;
   const v1::GenerationKey key_;

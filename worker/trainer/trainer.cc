@@ -126,7 +126,7 @@ absl::Status Trainer::TrainSteps(Communicator& communicator) {
     RETURN_IF_ERROR(WaitForWindow());
     RETURN_IF_ERROR(Step(communicator));
     RETURN_IF_ERROR(EvaluateIfDue(communicator));
-    RETURN_IF_ERROR(CheckpointIfDue());
+    CheckpointIfDue();
     PublishProgress();
   }
   return absl::OkStatus();
@@ -330,7 +330,7 @@ absl::Status Trainer::EvaluateIfDue(Communicator& communicator) {
   return absl::OkStatus();
 }
 
-absl::Status Trainer::CheckpointIfDue() {
+void Trainer::CheckpointIfDue() {
   const std::int64_t interval = run_file_.checkpoint.interval_steps;
   v1::CheckpointReason reason = v1::CHECKPOINT_REASON_INTERVAL;
   if (step_ == run_file_.train.steps) {
@@ -338,7 +338,7 @@ absl::Status Trainer::CheckpointIfDue() {
   } else if (stop_agreed_) {
     reason = v1::CHECKPOINT_REASON_STOP;
   } else if (interval == 0 || step_ % interval != 0) {
-    return absl::OkStatus();
+    return;
   }
   v1::DataPosition position;
   position.set_step(step_);
@@ -347,7 +347,7 @@ absl::Status Trainer::CheckpointIfDue() {
   position.set_corpus_digest(train_->order().digest());
   const std::vector<SliceView> slices =
       SlicesOfRank(*model_, {exp_avg_, exp_avg_sq_}, start_.rank(), start_.layout().data());
-  return checkpointer_->Write(position, reason, slices);
+  checkpointer_->Write(position, reason, slices);
 }
 
 void Trainer::PublishProgress() {

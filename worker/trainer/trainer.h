@@ -70,7 +70,7 @@ class Trainer {
   absl::Status ReportNonFinite(Communicator& communicator);
   void Update(double grad_norm);
   absl::Status EvaluateIfDue(Communicator& communicator);
-  absl::Status CheckpointIfDue();
+  void CheckpointIfDue();
   absl::StatusOr<MicroBatch> LoadMicroBatch(std::int64_t index);
   bool finished() const { return step_ == run_file_.train.steps || stop_agreed_; }
   void PublishProgress();

@@ -230,6 +230,7 @@ class Worker {
       progress.set_operations_entered(communication.entered);
       progress.set_operations_left(communication.left);
     }
+    progress.set_control_wait_seconds(progress.control_wait_seconds() + session_.blocked_seconds());
     progress.set_memory_bytes(ResidentBytes());
     progress.set_cpu_seconds(CpuSeconds());
     session_.Send(std::move(message));
