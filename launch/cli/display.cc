@@ -36,6 +36,41 @@ std::string StateLine(const v1::RunStatus& status) {
   return text;
 }
 
+// The words around a progress line's values.
+struct LineWords {
+  const char* step;
+  const char* rate;
+  const char* compute;
+  const char* communication;
+  const char* data;
+  const char* between;
+};
+
+std::string Line(const v1::RunStatus& status, const RateWindow& rate, const LineWords& words) {
+  const std::string between = words.between;
+  std::string line = words.step + std::to_string(status.step().step()) + "/" +
+                     std::to_string(status.steps_total()) + between + "loss " +
+                     Loss(status.step().loss());
+  if (rate.SecondsPerStep() > 0) {
+    // Every step of a run has as many tokens.
+    const double tokens = static_cast<double>(status.step().tokens());
+    line += between + FormatCount(tokens / rate.SecondsPerStep()) + words.rate;
+  }
+  const TimeShares shares = SharesOf(status);
+  if (shares.step_seconds > 0) {
+    line += between + words.compute + FormatShare(shares.compute_seconds, shares.step_seconds) +
+            words.communication +
+            FormatShare(shares.exposed_communication_seconds, shares.step_seconds) + words.data +
+            FormatShare(shares.data_wait_seconds, shares.step_seconds);
+  }
+  if (rate.SecondsPerStep() > 0) {
+    const auto left = static_cast<double>(status.steps_total() - status.step().step());
+    line += between + FormatDuration(left * rate.SecondsPerStep()) + " left";
+  }
+  if (status.cost() > 0) line += between + FormatMoney(status.cost(), status.currency());
+  return line;
+}
+
 }  // namespace
 
 std::string StateName(v1::RunState state) {
@@ -93,31 +128,29 @@ TimeShares SharesOf(const v1::RunStatus& status) {
 }
 
 std::string ProgressLine(const v1::RunStatus& status, const RateWindow& rate) {
-  std::string line = "step " + std::to_string(status.step().step()) + "/" +
-                     std::to_string(status.steps_total()) + " | loss " + Loss(status.step().loss());
-  if (rate.SecondsPerStep() > 0) {
-    // Every step of a run has as many tokens.
-    const double tokens = static_cast<double>(status.step().tokens());
-    line += " | " + FormatCount(tokens / rate.SecondsPerStep()) + " tokens/s";
-  }
-  const TimeShares shares = SharesOf(status);
-  if (shares.step_seconds > 0) {
-    line += " | compute " + FormatShare(shares.compute_seconds, shares.step_seconds) +
-            ", communication " +
-            FormatShare(shares.exposed_communication_seconds, shares.step_seconds) + ", data " +
-            FormatShare(shares.data_wait_seconds, shares.step_seconds);
-  }
-  if (rate.SecondsPerStep() > 0) {
-    const auto left = static_cast<double>(status.steps_total() - status.step().step());
-    line += " | " + FormatDuration(left * rate.SecondsPerStep()) + " left";
-  }
-  if (status.cost() > 0) line += " | " + FormatMoney(status.cost(), status.currency());
-  return line;
+  return Line(status, rate,
+              {.step = "step ",
+               .rate = " tokens/s",
+               .compute = "compute ",
+               .communication = ", communication ",
+               .data = ", data ",
+               .between = " | "});
 }
 
-std::string FitToColumns(const std::string& line, int columns) {
-  if (columns <= 0 || line.size() <= static_cast<std::size_t>(columns)) return line;
-  return line.substr(0, static_cast<std::size_t>(columns));
+std::string ShortProgressLine(const v1::RunStatus& status, const RateWindow& rate) {
+  return Line(status, rate,
+              {.step = "",
+               .rate = "/s",
+               .compute = "comp ",
+               .communication = " comm ",
+               .data = " data ",
+               .between = " "});
+}
+
+std::string FitToColumns(const std::string& line, const std::string& short_line, int columns) {
+  const auto fits = static_cast<std::size_t>(columns);
+  if (columns <= 0 || line.size() <= fits) return line;
+  return short_line.substr(0, fits);
 }
 
 ProgressReporter::Lines ProgressReporter::Update(const v1::RunStatus& status, double seconds) {
@@ -158,6 +191,7 @@ ProgressReporter::Lines ProgressReporter::Update(const v1::RunStatus& status, do
   if (status.step().step() > 0 && status.state() == v1::RUN_STATE_RUNNING) {
     rate_.Add(seconds, status.step().step());
     lines.progress = ProgressLine(status, rate_);
+    lines.short_progress = ShortProgressLine(status, rate_);
     if (plain_ && IsProgressDue(status, seconds)) {
       printed_step_ = status.step().step();
       printed_seconds_ = seconds;

@@ -44,9 +44,13 @@ TimeShares SharesOf(const v1::RunStatus& status);
 // "step 120/300 | loss 2.4312 | 51.2k tokens/s | compute 91 %, communication 6 %, data 1 % |
 // 1m 12s left | 0.0123 EUR". Values that are not known yet are left out.
 std::string ProgressLine(const v1::RunStatus& status, const RateWindow& rate);
+// The same for a narrow terminal: "120/300 loss 2.4312 51.2k/s comp 91 % comm 6 % data 1 % 1m 12s
+// left 0.0123 EUR".
+std::string ShortProgressLine(const v1::RunStatus& status, const RateWindow& rate);
 
-// Cut to `columns`, so that a terminal never wraps it.
-std::string FitToColumns(const std::string& line, int columns);
+// The longer of the two that fits `columns` (0: unknown), else the shorter one cut, so that a
+// terminal never wraps it.
+std::string FitToColumns(const std::string& line, const std::string& short_line, int columns);
 
 // Turns successive states of a run into lines: what has happened (a new state, an evaluation, a
 // checkpoint, a recovery), and now and then how far it is.
@@ -55,6 +59,7 @@ class ProgressReporter {
   struct Lines {
     std::vector<std::string> events;  // each printed once
     std::string progress;             // the newest; empty before the first step
+    std::string short_progress;
   };
 
   // `plain`: no terminal, so progress goes among the events, every ten seconds at first and less

@@ -35,7 +35,14 @@ struct Options : CommonOptions {
 // `path` is a checkpoint, or a folder of checkpoints, of which the newest is meant.
 absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenCheckpoint(const std::string& path) {
   const std::vector<std::string> checkpoints = ListCheckpoints(path);
-  return CheckpointReader::Open(checkpoints.empty() ? path : checkpoints.front());
+  absl::StatusOr<std::unique_ptr<CheckpointReader>> reader =
+      CheckpointReader::Open(checkpoints.empty() ? path : checkpoints.front());
+  if (absl::IsNotFound(reader.status())) {
+    return absl::NotFoundError("--checkpoint " + path +
+                               " is neither a committed checkpoint nor a folder of them; "
+                               "paceline show RUN names a run's checkpoints");
+  }
+  return reader;
 }
 
 absl::Status LoadWeights(const CheckpointReader& reader, Model& model) {

@@ -21,6 +21,7 @@ void ProgressOutput::Show(const ProgressReporter::Lines& lines) {
   if (!is_terminal_ || lines.progress.empty()) return;
   Erase();
   progress_ = lines.progress;
+  short_progress_ = lines.short_progress;
   Draw();
 }
 
@@ -44,7 +45,7 @@ void ProgressOutput::Erase() {
 void ProgressOutput::Draw() {
   if (is_terminal_ && !progress_.empty()) {
     // The last column stays free: some terminals wrap when it is written.
-    std::fputs(FitToColumns(progress_, Columns(stream_) - 1).c_str(), stream_);
+    std::fputs(FitToColumns(progress_, short_progress_, Columns(stream_) - 1).c_str(), stream_);
   }
   std::fflush(stream_);
 }

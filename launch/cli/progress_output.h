@@ -27,6 +27,7 @@ class ProgressOutput {
   std::FILE* stream_;
   bool is_terminal_;
   std::string progress_;
+  std::string short_progress_;
 };
 
 }  // namespace paceline::cli

@@ -103,20 +103,19 @@ Conclusion ConclusionOf(const RunFolder& folder, const std::string& run_dir,
       break;
     default: {
       conclusion.exit_code = FailedExitCode(status);
-      lines.push_back("failed      " + status.reason());
       const std::string failure = FailureText(status);
-      if (!failure.empty()) {
-        lines.push_back("cause       " + failure);
+      lines.push_back("failed      " + (failure.empty() ? status.reason() : failure));
+      if (status.failure().stderr_tail_size() > 0) {
         lines.push_back("its last lines of stderr: " + VerbCommand("show", folder, run_dir));
       }
       if (status.retryable()) {
         lines.push_back("next: " + ResumeCommand(folder, run_dir));
       } else if (conclusion.exit_code == ExitCode::kBadInput) {
         lines.push_back(
-            "next: mend what the cause names, then start the run anew with paceline "
+            "next: mend what is named above, then start the run anew with paceline "
             "run");
       } else {
-        lines.push_back("next: read the cause above and " + folder.Logs() + "; then " +
+        lines.push_back("next: read the line above and " + folder.Logs() + "; then " +
                         ResumeCommand(folder, run_dir));
       }
     }

@@ -147,8 +147,10 @@ class Session {
   absl::Status TendChildren() {
     for (const LocalCluster::Ended& ended : cluster_->TakeEnded()) {
       const bool is_coordinator = ended.name == "coordinator";
+      // The last words of a killed child are about something else.
+      const bool has_words = ended.exit.signal == 0 && !ended.stderr_tail.empty();
       const std::string end = ended.name + " ended unexpectedly (" + ToString(ended.exit) +
-                              (ended.stderr_tail.empty() ? "" : "; " + ended.stderr_tail.back()) +
+                              (has_words ? "; " + ended.stderr_tail.back() : "") +
                               "); its log is " + ended.log_path;
       if (is_coordinator && ++coordinator_ends_ > kMaxCoordinatorRestarts) {
         return GiveUp(end + "; it was started again " + std::to_string(kMaxCoordinatorRestarts) +

@@ -149,7 +149,7 @@ class Model(nn.Module):
             x = x + attention(self.norms[2 * i](x), self.cos, self.sin)
             x = x + mlp(self.norms[2 * i + 1](x))
         logits = self.head(self.norm(x))
-        return F.cross_entropy(logits.view(-1, VOCAB), targets.view(-1))
+        return F.cross_entropy(logits.view(-1, VOCAB), targets.reshape(-1))
 
 
 class TorchTrainer:

@@ -120,9 +120,20 @@ TEST(ProgressLineTest, LeavesOutWhatIsUnknown) {
   EXPECT_EQ(ProgressLine(status, RateWindow()), "step 1/100 | loss 2.5000");
 }
 
-TEST(ProgressLineTest, IsCutToTheTerminal) {
-  EXPECT_EQ(FitToColumns("abcdef", 4), "abcd");
-  EXPECT_EQ(FitToColumns("abcdef", 0), "abcdef");
+TEST(ProgressLineTest, ShortFormFitsANarrowTerminal) {
+  RateWindow rate;
+  rate.Add(0, 40);
+  rate.Add(5, 50);
+  const std::string line = ShortProgressLine(RunningAt(50), rate);
+  EXPECT_EQ(line, "50/100 loss 2.5000 2.00k/s comp 90 % comm 8 % data 1 % 25 s left 0.0123 EUR");
+  EXPECT_LT(line.size(), 80u);
+}
+
+TEST(ProgressLineTest, TheLongestThatFitsIsTakenAndCutAtLast) {
+  EXPECT_EQ(FitToColumns("abcdef", "abc", 6), "abcdef");
+  EXPECT_EQ(FitToColumns("abcdef", "abc", 5), "abc");
+  EXPECT_EQ(FitToColumns("abcdef", "abc", 2), "ab");
+  EXPECT_EQ(FitToColumns("abcdef", "abc", 0), "abcdef");
 }
 
 TEST(ProgressReporterTest, StatesAreToldOnceEach) {

@@ -175,7 +175,7 @@ TEST(ConclusionTest, FailureNamesRankHostAndCauseAndChoosesTheExitCode) {
   status.set_retryable(false);
   status.mutable_failure()->set_status_code(static_cast<int>(absl::StatusCode::kInvalidArgument));
   EXPECT_EQ(ConclusionFor(status, "runs").exit_code, ExitCode::kBadInput);
-  EXPECT_THAT(ConclusionFor(status, "runs").lines.back(), HasSubstr("mend what the cause names"));
+  EXPECT_THAT(ConclusionFor(status, "runs").lines.back(), HasSubstr("mend what is named above"));
 }
 
 }  // namespace
