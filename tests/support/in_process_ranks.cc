@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "common/check.h"
+#include "common/logging.h"
 #include "common/manifest.h"
 #include "tests/support/temp_folder.h"
 #include "worker/collectives/gloo/gloo_communicator.h"
@@ -105,6 +106,9 @@ std::int64_t RankOutcome::finished_step() const {
 
 std::vector<RankOutcome> TrainInProcess(const RunFile& run_file, int ranks,
                                         const InProcessOptions& options) {
+  // As the programs do: the logger is made before the threads that use it.
+  static const absl::Status logging = SetUpLogging({.program = "test"});
+  PACELINE_CHECK(logging.ok());
   std::vector<RankOutcome> outcomes(static_cast<std::size_t>(ranks));
   Rendezvous rendezvous(ranks);
   {
