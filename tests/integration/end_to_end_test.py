@@ -3,6 +3,7 @@
 
 usage: end_to_end_test.py BIN-FOLDER SOURCE-FOLDER [TestCase.test_name ...]
 """
+import functools
 import json
 import os
 import pathlib
@@ -135,8 +136,9 @@ class Run:
         self.process.stdout.close()
         self.stderr.close()
 
-    @property
+    @functools.cached_property
     def folder(self):
+        """The one that was not there before; asked for before another run begins."""
         def fresh():
             if not self.run_dir.exists():
                 return None
@@ -193,6 +195,7 @@ class EndToEndTest(unittest.TestCase):
     def run_to_end(self, *extra, file="run.toml"):
         run = Run(self, *extra, file=file)
         self.assertEqual(run.wait(), 0, run.log())
+        self.assertTrue(run.folder.exists())
         return run
 
     def assert_nothing_left(self):
