@@ -24,9 +24,9 @@ void AddAttention(const ModelSection& model, const std::string& layer,
   tensors.push_back({absl::StrCat(layer, ".self_attn.o_proj.weight"), {hidden, query}, true});
 }
 
-void AddSparse(const ModelSection& model, const std::string& mlp,
+void AddSparse(const ModelSection& model, const ModelPart& part, const std::string& mlp,
                std::vector<TensorShape>& tensors) {
-  for (std::int64_t expert = 0; expert < model.n_routed_experts; ++expert) {
+  for (std::int64_t expert = part.first_expert; expert < part.end_expert; ++expert) {
     AddSwiGlu(absl::StrCat(mlp, ".experts.", expert), model.hidden_size,
               model.moe_intermediate_size, tensors);
   }
@@ -40,6 +40,20 @@ void AddSparse(const ModelSection& model, const std::string& mlp,
 
 std::string LayerName(std::int64_t layer) { return absl::StrCat("model.layers.", layer); }
 
+void AddLayer(const ModelSection& model, const ModelPart& part, std::int64_t layer,
+              std::vector<TensorShape>& tensors) {
+  const std::string name = LayerName(layer);
+  AddAttention(model, name, tensors);
+  if (model.IsSparse(layer)) {
+    AddSparse(model, part, absl::StrCat(name, ".mlp"), tensors);
+  } else {
+    AddSwiGlu(absl::StrCat(name, ".mlp"), model.hidden_size, model.intermediate_size, tensors);
+  }
+  tensors.push_back({absl::StrCat(name, ".input_layernorm.weight"), {model.hidden_size}, false});
+  tensors.push_back(
+      {absl::StrCat(name, ".post_attention_layernorm.weight"), {model.hidden_size}, false});
+}
+
 }  // namespace
 
 std::int64_t TensorShape::elements() const {
@@ -48,38 +62,50 @@ std::int64_t TensorShape::elements() const {
   return product;
 }
 
-std::vector<TensorShape> ModelTensors(const ModelSection& model) {
+ModelPart WholeModel(const ModelSection& model) {
+  return {.segments = {{0, model.num_hidden_layers}},
+          .first_expert = 0,
+          .end_expert = model.n_routed_experts};
+}
+
+std::vector<TensorShape> ModelTensors(const ModelSection& model, const ModelPart& part) {
   std::vector<TensorShape> tensors;
-  tensors.push_back({"model.embed_tokens.weight", {model.vocab_size, model.hidden_size}, true});
-  for (std::int64_t layer = 0; layer < model.num_hidden_layers; ++layer) {
-    const std::string name = LayerName(layer);
-    AddAttention(model, name, tensors);
-    if (model.IsSparse(layer)) {
-      AddSparse(model, absl::StrCat(name, ".mlp"), tensors);
-    } else {
-      AddSwiGlu(absl::StrCat(name, ".mlp"), model.hidden_size, model.intermediate_size, tensors);
+  for (const LayerRange& segment : part.segments) {
+    if (segment.first == 0) {
+      tensors.push_back({"model.embed_tokens.weight", {model.vocab_size, model.hidden_size}, true});
     }
-    tensors.push_back({absl::StrCat(name, ".input_layernorm.weight"), {model.hidden_size}, false});
-    tensors.push_back(
-        {absl::StrCat(name, ".post_attention_layernorm.weight"), {model.hidden_size}, false});
-  }
-  tensors.push_back({"model.norm.weight", {model.hidden_size}, false});
-  if (!model.tie_word_embeddings) {
-    tensors.push_back({"lm_head.weight", {model.vocab_size, model.hidden_size}, true});
+    for (std::int64_t layer = segment.first; layer < segment.end; ++layer) {
+      AddLayer(model, part, layer, tensors);
+    }
+    if (segment.end != model.num_hidden_layers) continue;
+    tensors.push_back({"model.norm.weight", {model.hidden_size}, false});
+    if (!model.tie_word_embeddings) {
+      tensors.push_back({"lm_head.weight", {model.vocab_size, model.hidden_size}, true});
+    }
   }
   return tensors;
 }
 
-std::vector<TensorShape> ModelStateBuffers(const ModelSection& model) {
+std::vector<TensorShape> ModelTensors(const ModelSection& model) {
+  return ModelTensors(model, WholeModel(model));
+}
+
+std::vector<TensorShape> ModelStateBuffers(const ModelSection& model, const ModelPart& part) {
   std::vector<TensorShape> buffers;
   if (model.router_bias_update_rate <= 0) return buffers;
-  for (std::int64_t layer = 0; layer < model.num_hidden_layers; ++layer) {
-    if (!model.IsSparse(layer)) continue;
-    buffers.push_back({absl::StrCat(LayerName(layer), ".mlp.gate.e_score_correction_bias"),
-                       {model.n_routed_experts},
-                       false});
+  for (const LayerRange& segment : part.segments) {
+    for (std::int64_t layer = segment.first; layer < segment.end; ++layer) {
+      if (!model.IsSparse(layer)) continue;
+      buffers.push_back({absl::StrCat(LayerName(layer), ".mlp.gate.e_score_correction_bias"),
+                         {model.n_routed_experts},
+                         false});
+    }
   }
   return buffers;
+}
+
+std::vector<TensorShape> ModelStateBuffers(const ModelSection& model) {
+  return ModelStateBuffers(model, WholeModel(model));
 }
 
 ModelSize SizeOfModel(const ModelSection& model) {
@@ -97,14 +123,33 @@ ModelSize SizeOfModel(const ModelSection& model) {
   return size;
 }
 
-double TrainingFlopsPerToken(const ModelSection& model, std::int64_t sequence) {
-  const std::int64_t norms = (2 * model.num_hidden_layers + 1) * model.hidden_size;
-  const std::int64_t matrices = SizeOfModel(model).active_parameters - norms;
+double LayerFlopsPerToken(const ModelSection& model, std::int64_t layer, std::int64_t sequence) {
+  const std::int64_t hidden = model.hidden_size;
+  std::int64_t weights =
+      2 * hidden * model.head_dim * (model.num_attention_heads + model.num_key_value_heads);
+  if (model.IsSparse(layer)) {
+    weights += 3 * hidden * model.moe_intermediate_size *
+               (model.num_experts_per_tok + model.n_shared_experts);
+    weights += model.n_routed_experts * hidden;
+  } else {
+    weights += 3 * hidden * model.intermediate_size;
+  }
   // Two products of 2 * sequence FLOPs a channel, half of them masked, times 3 for the backward.
   const double attention = 3.0 * 2.0 * static_cast<double>(sequence) *
-                           static_cast<double>(model.num_hidden_layers) *
                            static_cast<double>(model.num_attention_heads * model.head_dim);
-  return 6.0 * static_cast<double>(matrices) + attention;
+  return 6.0 * static_cast<double>(weights) + attention;
+}
+
+double HeadFlopsPerToken(const ModelSection& model) {
+  return 6.0 * static_cast<double>(model.vocab_size * model.hidden_size);
+}
+
+double TrainingFlopsPerToken(const ModelSection& model, std::int64_t sequence) {
+  double flops = HeadFlopsPerToken(model);
+  for (std::int64_t layer = 0; layer < model.num_hidden_layers; ++layer) {
+    flops += LayerFlopsPerToken(model, layer, sequence);
+  }
+  return flops;
 }
 
 }  // namespace paceline

@@ -19,11 +19,34 @@ struct TensorShape {
   std::int64_t elements() const;
 };
 
-// Every trained tensor of the model, in Hugging Face's order (embedding first).
-std::vector<TensorShape> ModelTensors(const ModelSection& model);
+// Decoder layers [first, end).
+struct LayerRange {
+  std::int64_t first = 0;
+  std::int64_t end = 0;
 
-// Balancing biases of the sparse layers ("...mlp.gate.e_score_correction_bias"); empty where
-// the model has none.
+  std::int64_t layers() const { return end - first; }
+  bool operator==(const LayerRange&) const = default;
+};
+
+// The part of a model that one rank holds: some ranges of layers, and of every sparse layer in
+// them a range of the routed experts. The range that begins at layer 0 has the embedding, the one
+// that ends at the last layer has the final norm and the output matrix.
+struct ModelPart {
+  std::vector<LayerRange> segments;  // ascending
+  std::int64_t first_expert = 0;
+  std::int64_t end_expert = 0;
+
+  std::int64_t experts() const { return end_expert - first_expert; }
+};
+ModelPart WholeModel(const ModelSection& model);
+
+// Every trained tensor of the part, in Hugging Face's order (embedding first).
+std::vector<TensorShape> ModelTensors(const ModelSection& model, const ModelPart& part);
+std::vector<TensorShape> ModelTensors(const ModelSection& model);  // of the whole model
+
+// Balancing biases of the part's sparse layers ("...mlp.gate.e_score_correction_bias"), whole:
+// every rank that routes to a layer holds them. Empty where the model has none.
+std::vector<TensorShape> ModelStateBuffers(const ModelSection& model, const ModelPart& part);
 std::vector<TensorShape> ModelStateBuffers(const ModelSection& model);
 
 struct ModelSize {
@@ -36,5 +59,8 @@ ModelSize SizeOfModel(const ModelSection& model);
 // passes, plus attention's two products, causal (half of the square), forward and backward
 // (times 3). After Narayanan et al. 2021, arXiv:2104.04473, section 5.1, without recomputation.
 double TrainingFlopsPerToken(const ModelSection& model, std::int64_t sequence);
+// The same of one decoder layer, and of the output matrix.
+double LayerFlopsPerToken(const ModelSection& model, std::int64_t layer, std::int64_t sequence);
+double HeadFlopsPerToken(const ModelSection& model);
 
 }  // namespace paceline

@@ -80,7 +80,10 @@ struct TrainSection {
 
 struct LayoutSection {
   std::int64_t pipeline = 1;
+  std::string schedule = "1f1b";    // or "interleaved", "zero-bubble"
+  std::int64_t virtual_stages = 1;  // segments a stage, for "interleaved"
   std::int64_t expert = 1;
+  std::int64_t zero = 0;  // 1: optimizer state sharded over the data-parallel ranks
 };
 
 struct CheckpointSection {

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <string>
 
+#include "common/pipeline_schedule.h"
 #include "common/run_file_findings.h"
 #include "common/run_file_schema.h"
 
@@ -171,14 +172,48 @@ void CheckSchedule(const TrainSection& train, Findings& findings) {
   }
 }
 
-// What the format allows and this version cannot do yet.
-void RefuseUnbuilt(const RunFile& run_file, Findings& findings) {
-  if (findings.AreGood({{"layout", "pipeline"}}) && run_file.layout.pipeline > 1) {
-    findings.Report("layout", "pipeline", "this version trains with pipeline = 1");
+void CheckExpertParallel(const RunFile& run_file, Findings& findings) {
+  if (!findings.AreGood({{"layout", "expert"}, {"model", "n_routed_experts"}})) return;
+  const std::int64_t experts = run_file.model.n_routed_experts;
+  if (run_file.layout.expert == 1 || (experts > 0 && experts % run_file.layout.expert == 0)) return;
+  findings.Report("layout", "expert",
+                  "must divide [model] n_routed_experts = " + Number(experts) +
+                      (experts == 0 ? ", a dense model; give 1" : ""));
+}
+
+void CheckPipeline(const RunFile& run_file, Findings& findings) {
+  if (!findings.AreGood({{"layout", "pipeline"},
+                         {"layout", "schedule"},
+                         {"layout", "virtual_stages"},
+                         {"model", "num_hidden_layers"}})) {
+    return;
   }
-  if (findings.AreGood({{"layout", "expert"}}) && run_file.layout.expert > 1) {
-    findings.Report("layout", "expert", "this version trains with expert = 1");
+  const std::int64_t segments = run_file.layout.pipeline * run_file.layout.virtual_stages;
+  if (segments > run_file.model.num_hidden_layers) {
+    findings.Report("layout", "pipeline",
+                    "pipeline x virtual_stages = " + Number(segments) +
+                        " is more than num_hidden_layers = " +
+                        Number(run_file.model.num_hidden_layers) + ": every part needs a layer");
+    return;
   }
+  if (run_file.layout.pipeline > 1 && run_file.model.tie_word_embeddings) {
+    findings.Report("layout", "pipeline",
+                    "must be 1 with [model] tie_word_embeddings = true: the first and the last "
+                    "stage would share one matrix");
+    return;
+  }
+  if (!findings.AreGood({{"train", "global_batch_size"},
+                         {"train", "micro_batch_size"},
+                         {"launch", "nodes"},
+                         {"launch", "slots_per_node"}})) {
+    return;
+  }
+  const absl::Status fits =
+      CheckPipelineShape({.schedule = run_file.layout.schedule,
+                          .stages = static_cast<int>(run_file.layout.pipeline),
+                          .virtual_stages = static_cast<int>(run_file.layout.virtual_stages),
+                          .micro_batches = static_cast<int>(run_file.MicroBatchesPerRank())});
+  if (!fits.ok()) findings.Report("layout", "schedule", std::string(fits.message()));
 }
 
 }  // namespace
@@ -190,7 +225,8 @@ void CheckTogether(const RunFile& run_file, Findings& findings) {
   CheckHiddenSize(run_file.model, findings);
   CheckBatch(run_file, findings);
   CheckSchedule(run_file.train, findings);
-  RefuseUnbuilt(run_file, findings);
+  CheckExpertParallel(run_file, findings);
+  CheckPipeline(run_file, findings);
 }
 
 }  // namespace paceline::run_file

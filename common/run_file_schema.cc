@@ -78,7 +78,11 @@ void AddTrain(FieldList& fields, TrainSection& train) {
 void AddPlacement(FieldList& fields, RunFile& run_file) {
   fields.Section("layout");
   fields.Add("pipeline", &run_file.layout.pipeline, IntegerRule{1, 4096});
+  fields.Add("schedule", &run_file.layout.schedule,
+             ChoiceRule{{"1f1b", "interleaved", "zero-bubble"}, 3});
+  fields.Add("virtual_stages", &run_file.layout.virtual_stages, IntegerRule{1, 64});
   fields.Add("expert", &run_file.layout.expert, IntegerRule{1, 65536});
+  fields.Add("zero", &run_file.layout.zero, IntegerRule{0, 1});
   fields.Section("checkpoint");
   fields.Add("dir", &run_file.checkpoint.dir, PathRule{});
   fields.Add("init", &run_file.checkpoint.init, PathRule{.resolve = true, .may_be_empty = true});
