@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "absl/strings/str_cat.h"
+#include "common/parallel_layout.h"
 #include "coordinator/core/limits.h"
 
 namespace paceline::core {
@@ -16,11 +17,6 @@ std::string Count(std::int64_t n, const char* noun) {
 }  // namespace
 
 absl::StatusOr<v1::Layout> LayoutFor(const RunFile& file) {
-  if (file.layout.pipeline != 1 || file.layout.expert != 1) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "[layout] pipeline = ", file.layout.pipeline, ", expert = ", file.layout.expert,
-        ": this version trains data-parallel only; both must be 1"));
-  }
   const std::int64_t world = file.WorldSize();
   if (world < 1 || world > kMaxWorldSize) {
     return absl::InvalidArgumentError(
@@ -34,10 +30,14 @@ absl::StatusOr<v1::Layout> LayoutFor(const RunFile& file) {
         " data-parallel ranks x micro_batch_size = ", file.train.micro_batch_size,
         "; give a multiple of ", micro_batches));
   }
+  const ParallelLayout asked = LayoutOf(file);
   v1::Layout layout;
-  layout.set_pipeline(1);
-  layout.set_expert(1);
-  layout.set_data(static_cast<std::int32_t>(data));
+  layout.set_pipeline(asked.pipeline);
+  layout.set_data(asked.data);
+  layout.set_expert(asked.expert);
+  layout.set_schedule(asked.schedule);
+  layout.set_virtual_stages(asked.virtual_stages);
+  layout.set_shard_optimizer(asked.shard_optimizer);
   return layout;
 }
 

@@ -66,8 +66,7 @@ struct Rank {
   void Update() {
     benchmark::DoNotOptimize(SumOfSquares(compute, model->gradients()));
     AdamWOverParameters(compute, {.step = ++step, .learning_rate = 1e-4f}, model->parameters(), 0,
-                        static_cast<std::int64_t>(model->weights().size()), model->weights(),
-                        model->gradients(), exp_avg, exp_avg_sq);
+                        model->weights(), model->gradients(), exp_avg, exp_avg_sq);
   }
 
   Stream compute{Stream::Mode::kInline, "compute"};

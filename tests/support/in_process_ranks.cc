@@ -16,7 +16,9 @@
 #include "common/manifest.h"
 #include "tests/support/temp_folder.h"
 #include "worker/collectives/gloo/gloo_communicator.h"
+#include "worker/trainer/checkpointer.h"
 #include "worker/trainer/trainer.h"
+#include "worker/trainer/training_state.h"
 
 namespace paceline {
 namespace {
@@ -58,7 +60,7 @@ absl::Status TrainRank(const RunFile& run_file, const v1::RankStart& start,
   };
   CommunicatorOptions communicator_options;
   communicator_options.rank = start.rank();
-  communicator_options.size = start.layout().data();
+  communicator_options.size = start.layout().pipeline() * start.layout().data();
   communicator_options.operation_timeout = kDeadline;
   communicator_options.connect_timeout = kDeadline;
   ASSIGN_OR_RETURN(const auto trainer, Trainer::Create(run_file, start, control, send));
@@ -69,8 +71,10 @@ absl::Status TrainRank(const RunFile& run_file, const v1::RankStart& start,
                        return rendezvous.Exchange(start.rank(), own);
                      }));
   }
-  control.Attach(communicator.get());
-  const absl::Status trained = trainer->Run(*communicator);
+  ParallelGroups groups(std::move(communicator), trainer->layout());
+  control.Attach(&groups);
+  absl::Status trained = groups.Connect();
+  if (trained.ok()) trained = trainer->Run(groups);
   control.Detach();
   const auto weights = const_cast<Model&>(trainer->model()).weights();
   outcome.weights.assign(weights.begin(), weights.end());
@@ -118,9 +122,13 @@ std::vector<RankOutcome> TrainInProcess(const RunFile& run_file, int ranks,
       start.mutable_key()->set_run_id("test");
       start.mutable_key()->set_generation(1);
       start.set_rank(rank);
-      start.mutable_layout()->set_pipeline(1);
-      start.mutable_layout()->set_data(ranks);
-      start.mutable_layout()->set_expert(1);
+      v1::Layout& layout = *start.mutable_layout();
+      layout.set_pipeline(static_cast<int>(run_file.layout.pipeline));
+      layout.set_data(ranks / layout.pipeline());
+      layout.set_expert(static_cast<int>(run_file.layout.expert));
+      layout.set_schedule(run_file.layout.schedule);
+      layout.set_virtual_stages(static_cast<int>(run_file.layout.virtual_stages));
+      layout.set_shard_optimizer(run_file.layout.zero == 1);
       start.set_checkpoint(options.checkpoint);
       start.set_start_step(options.start_step);
       v1::Window& window = *start.add_windows();
@@ -163,6 +171,35 @@ std::string CommitCheckpoint(const RunFile& run_file, const std::vector<RankOutc
   const std::string folder = run_file.checkpoint.dir + "/" + CheckpointFolderName(step);
   WriteWhole(folder + "/manifest.json", ToJson(manifest));
   return folder;
+}
+
+std::string SaveAgain(const RunFile& run_file, int ranks, const std::string& checkpoint) {
+  const auto reader = CheckpointReader::Open(checkpoint);
+  PACELINE_CHECK(reader.ok());
+  const std::int64_t step = (*reader)->manifest().step;
+  const ParallelLayout layout = LayoutOf(run_file);
+  std::vector<RankOutcome> outcomes(static_cast<std::size_t>(ranks));
+  for (int rank = 0; rank < ranks; ++rank) {
+    RankOutcome& outcome = outcomes[static_cast<std::size_t>(rank)];
+    Stream compute(Stream::Mode::kInline, "compute");
+    auto model = Model::Create(
+        run_file.model,
+        {.micro_batch_size = 1, .sequence_length = 1, .part = PartOf(run_file, layout, rank)},
+        compute);
+    PACELINE_CHECK(model.ok());
+    const RankCoordinates at = CoordinatesOf(layout, rank);
+    OptimizerMoments moments(OwnedRanges((*model)->buckets(), layout, at));
+    PACELINE_CHECK(LoadState(**reader, **model, moments).ok());
+    Checkpointer checkpointer(rank, {}, run_file.checkpoint.dir, [&](v1::WorkerMessage message) {
+      outcome.messages.push_back(std::move(message));
+    });
+    v1::DataPosition position;
+    position.set_step(step);
+    checkpointer.Write(position, v1::CHECKPOINT_REASON_END,
+                       SlicesToWrite(**model, moments, layout, at));
+    checkpointer.Flush();
+  }
+  return CommitCheckpoint(run_file, outcomes, step);
 }
 
 RunFile TinyRun(const std::string& folder, std::int64_t tokens) {

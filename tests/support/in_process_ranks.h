@@ -42,6 +42,10 @@ std::vector<RankOutcome> TrainInProcess(const RunFile& run_file, int ranks,
 std::string CommitCheckpoint(const RunFile& run_file, const std::vector<RankOutcome>& outcomes,
                              std::int64_t step);
 
+// What `ranks` ranks in the layout of `run_file` read from `checkpoint` and save as it is: the
+// folder of that second checkpoint, of the same step, in run_file.checkpoint.dir.
+std::string SaveAgain(const RunFile& run_file, int ranks, const std::string& checkpoint);
+
 // A small sparse model and a corpus of `tokens` tokens in llm.c's format in `folder`.
 RunFile TinyRun(const std::string& folder, std::int64_t tokens);
 

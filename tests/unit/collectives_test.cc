@@ -392,6 +392,35 @@ TEST(GlooCommunicatorTest, RanksThatDisagreeOnTheCountTimeOut) {
   });
 }
 
+TEST(GlooCommunicatorTest, SplitGroupsWorkApartAndNameRanksAsTheWhole) {
+  const auto communicators = ConnectRanks(5);
+  std::vector<absl::Status> lost(5);
+  {
+    std::vector<std::jthread> threads;
+    for (int rank = 0; rank < 5; ++rank) {
+      threads.emplace_back([&, rank] {
+        Communicator& all = *communicators[static_cast<std::size_t>(rank)];
+        const std::vector<int> ranks =
+            rank % 2 == 0 ? std::vector<int>{0, 2, 4} : std::vector<int>{1, 3};
+        auto group = all.Split(ranks);
+        ASSERT_TRUE(group.ok()) << group.status();
+        EXPECT_EQ((*group)->rank(), rank / 2);
+        EXPECT_EQ((*group)->size(), static_cast<int>(ranks.size()));
+        Stream stream(Stream::Mode::kInline, "test");
+        double sum = rank;
+        (*group)->AllReduceSum(stream, "sum", &sum, 1, DataType::kFloat64);
+        EXPECT_TRUE(stream.Synchronize().ok());
+        EXPECT_EQ(sum, rank % 2 == 0 ? 6.0 : 4.0);
+        if (rank == 3) return;  // its group loses it, and only its group
+        (*group)->Barrier(stream, "barrier");
+        lost[static_cast<std::size_t>(rank)] = stream.Synchronize();
+      });
+    }
+  }
+  EXPECT_THAT(std::string(lost[1].message()), testing::HasSubstr("rank 3 is gone"));
+  for (const int rank : {0, 2, 4}) EXPECT_TRUE(lost[static_cast<std::size_t>(rank)].ok());
+}
+
 TEST(GlooCommunicatorTest, BadRanksAreRefusedByName) {
   const auto communicators = ConnectRanks(2);
   ASSERT_EQ(communicators.size(), 2u);

@@ -107,8 +107,7 @@ TEST(ModelAllocationTest, AStepAfterTheFirstAllocatesNothing) {
     model.Backward(1.0f / 128, /*accumulate=*/false, bucket_ready);
     const double squares = SumOfSquares(compute, model.gradients());
     AdamWOverParameters(compute, {.step = step, .learning_rate = 1e-2f}, model.parameters(), 0,
-                        static_cast<std::int64_t>(model.weights().size()), model.weights(),
-                        model.gradients(), exp_avg, exp_avg_sq);
+                        model.weights(), model.gradients(), exp_avg, exp_avg_sq);
     model.UpdateRouterBias(0.001f);
     model.ResetExpertTokens();
     counting = false;

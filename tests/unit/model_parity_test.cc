@@ -155,8 +155,7 @@ class ModelParityTest : public testing::TestWithParam<const char*> {
                     .eps = static_cast<float>(train_.adam_eps),
                     .weight_decay = static_cast<float>(train_.weight_decay)};
     adamw.gradient_scale = static_cast<float>(std::min(1.0, train_.clip_grad_norm / (norm + 1e-6)));
-    AdamWOverParameters(compute_, adamw, model_->parameters(), 0,
-                        static_cast<std::int64_t>(model_->weights().size()), model_->weights(),
+    AdamWOverParameters(compute_, adamw, model_->parameters(), 0, model_->weights(),
                         model_->gradients(), exp_avg_, exp_avg_sq_);
     model_->UpdateRouterBias(static_cast<float>(section_.router_bias_update_rate));
   }

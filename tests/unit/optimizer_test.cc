@@ -71,13 +71,17 @@ TEST(AdamWTest, ShardsGiveTheBitsOfTheWhole) {
   const std::vector<float> gradients = Normals("gradients", 128, 1.0);
   const AdamWStep step{.step = 3, .learning_rate = 1e-3f};
   Moments whole = StartOf(128);
-  AdamWOverParameters(stream, step, MatrixAndNorm(), 0, 128, whole.weights, gradients,
-                      whole.exp_avg, whole.exp_avg_sq);
+  AdamWOverParameters(stream, step, MatrixAndNorm(), 0, whole.weights, gradients, whole.exp_avg,
+                      whole.exp_avg_sq);
   Moments parts = StartOf(128);
-  for (const std::int64_t begin : {0, 43, 86}) {
-    AdamWOverParameters(stream, step, MatrixAndNorm(), begin,
-                        std::min<std::int64_t>(43, 128 - begin), parts.weights, gradients,
-                        parts.exp_avg, parts.exp_avg_sq);
+  for (const std::size_t begin : {0, 43, 86}) {
+    const std::size_t count = std::min<std::size_t>(43, 128 - begin);
+    const auto of_range = [&](std::vector<float>& all) {
+      return std::span(all).subspan(begin, count);
+    };
+    AdamWOverParameters(stream, step, MatrixAndNorm(), static_cast<std::int64_t>(begin),
+                        of_range(parts.weights), std::span(gradients).subspan(begin, count),
+                        of_range(parts.exp_avg), of_range(parts.exp_avg_sq));
   }
   EXPECT_EQ(whole.weights, parts.weights);
   EXPECT_EQ(whole.exp_avg, parts.exp_avg);
@@ -90,7 +94,7 @@ TEST(AdamWTest, DecaysMatricesAndNotNorms) {
   const Moments before = StartOf(128);
   Moments after = before;
   AdamWOverParameters(stream, {.learning_rate = 0.5f, .weight_decay = 0.5f}, MatrixAndNorm(), 0,
-                      128, after.weights, gradients, after.exp_avg, after.exp_avg_sq);
+                      after.weights, gradients, after.exp_avg, after.exp_avg_sq);
   for (std::size_t i = 0; i < 128; ++i) {
     EXPECT_FLOAT_EQ(after.weights[i], before.weights[i] * (i < 96 ? 0.75f : 1.0f)) << i;
   }

@@ -70,6 +70,12 @@ class Communicator {
                     DataType type, int peer) = 0;
   virtual void Barrier(Stream& stream, const char* name) = 0;
 
+  // A communicator of its own for `ranks` of this one, ascending, this rank among them.
+  // Collective and blocking: every rank of this communicator calls it, with the group it belongs
+  // to, and groups are disjoint. Error texts of the new one name ranks as this one does.
+  // Errors as those of connecting.
+  virtual absl::StatusOr<std::unique_ptr<Communicator>> Split(const std::vector<int>& ranks) = 0;
+
   // Wakes every waiter of this rank with kAborted: `reason`; later operations fail likewise.
   virtual void Abort(const std::string& reason) = 0;
   virtual CommunicatorProgress progress() const = 0;
@@ -86,6 +92,11 @@ struct CommunicatorOptions {
   std::chrono::milliseconds operation_timeout{120'000};
   std::chrono::milliseconds connect_timeout{30'000};
   std::string interface_address = "127.0.0.1";  // what the data plane binds to
+  std::vector<int> names = {};                  // what error texts call the ranks; empty: 0, 1, ...
+
+  std::string NameOf(int of_rank) const {
+    return std::to_string(names.empty() ? of_rank : names[static_cast<std::size_t>(of_rank)]);
+  }
 };
 
 // A communicator of one rank: every operation is a local copy. Needs no transport.

@@ -54,6 +54,10 @@ class SelfCommunicator final : public Communicator {
     RefusePeer(stream, name, peer);
   }
 
+  absl::StatusOr<std::unique_ptr<Communicator>> Split(const std::vector<int>&) override {
+    return MakeSelfCommunicator();
+  }
+
   void Barrier(Stream& stream, const char* name) override {
     Copy(stream, name, nullptr, nullptr, 0);
   }

@@ -44,16 +44,16 @@ void AdamW(Stream& stream, const AdamWStep& step, std::span<float> weights,
 
 void AdamWOverParameters(Stream& stream, const AdamWStep& step,
                          const std::vector<Parameter>& parameters, std::int64_t offset,
-                         std::int64_t elements, std::span<float> weights,
-                         std::span<const float> gradients, std::span<float> exp_avg,
-                         std::span<float> exp_avg_sq) {
+                         std::span<float> weights, std::span<const float> gradients,
+                         std::span<float> exp_avg, std::span<float> exp_avg_sq) {
+  const std::int64_t range_end = offset + static_cast<std::int64_t>(weights.size());
   for (const Parameter& parameter : parameters) {
     const std::int64_t begin = std::max(parameter.offset, offset);
-    const std::int64_t end = std::min(parameter.offset + parameter.elements, offset + elements);
+    const std::int64_t end = std::min(parameter.offset + parameter.elements, range_end);
     if (begin >= end) continue;
     AdamWStep own = step;
     if (!parameter.weight_decay) own.weight_decay = 0;
-    const auto first = static_cast<std::size_t>(begin);
+    const auto first = static_cast<std::size_t>(begin - offset);
     const auto count = static_cast<std::size_t>(end - begin);
     AdamW(stream, own, weights.subspan(first, count), gradients.subspan(first, count),
           exp_avg.subspan(first, count), exp_avg_sq.subspan(first, count));

@@ -31,12 +31,12 @@ struct AdamWStep {
 void AdamW(Stream& stream, const AdamWStep& step, std::span<float> weights,
            std::span<const float> gradients, std::span<float> exp_avg, std::span<float> exp_avg_sq);
 
-// AdamW over [offset, offset + elements) of the flat arrays, with each parameter's own decay.
+// AdamW over the range of the flat arrays that begins at `offset`, with each parameter's own decay.
+// All spans are of that range.
 void AdamWOverParameters(Stream& stream, const AdamWStep& step,
                          const std::vector<Parameter>& parameters, std::int64_t offset,
-                         std::int64_t elements, std::span<float> weights,
-                         std::span<const float> gradients, std::span<float> exp_avg,
-                         std::span<float> exp_avg_sq);
+                         std::span<float> weights, std::span<const float> gradients,
+                         std::span<float> exp_avg, std::span<float> exp_avg_sq);
 
 // Sum of squares in float64, in a fixed order. Waits for `stream`; NaN when it has failed.
 double SumOfSquares(Stream& stream, std::span<const float> values);

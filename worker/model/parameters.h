@@ -31,6 +31,7 @@ struct Parameter {
 struct GradientBucket {
   std::int64_t offset = 0;
   std::int64_t elements = 0;
+  bool expert = false;  // routed experts' parameters, which only some data-parallel ranks share
 };
 
 // Buffers that are state but not trained by gradients: balancing biases, float32.

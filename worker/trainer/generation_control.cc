@@ -28,7 +28,7 @@ void GenerationControl::SetPeers(const v1::Peers& peers) {
 void GenerationControl::Abort(const std::string& reason) {
   const std::lock_guard lock(mutex_);
   if (!abort_reason_.has_value()) abort_reason_ = reason;
-  if (communicator_ != nullptr) communicator_->Abort(*abort_reason_);
+  if (groups_ != nullptr) groups_->Abort(*abort_reason_);
   changed_.notify_all();
 }
 
@@ -59,17 +59,17 @@ absl::Status GenerationControl::status() const {
   return absl::OkStatus();
 }
 
-void GenerationControl::Attach(Communicator* communicator) {
+void GenerationControl::Attach(ParallelGroups* groups) {
   const std::lock_guard lock(mutex_);
-  communicator_ = communicator;
-  if (communicator_ != nullptr && abort_reason_.has_value()) {
-    communicator_->Abort(*abort_reason_);
+  groups_ = groups;
+  if (groups_ != nullptr && abort_reason_.has_value()) {
+    groups_->Abort(*abort_reason_);
   }
 }
 
 CommunicatorProgress GenerationControl::communication() const {
   const std::lock_guard lock(mutex_);
-  return communicator_ == nullptr ? CommunicatorProgress{} : communicator_->progress();
+  return groups_ == nullptr ? CommunicatorProgress{} : groups_->progress();
 }
 
 }  // namespace paceline

@@ -1,6 +1,6 @@
 // What a rank is told about its generation while it trains: windows, peers, a wish to stop, an
 // abort. The command thread tells, the step thread asks.
-// Invariant: after Abort every wait returns kAborted, and the attached communicator is aborted.
+// Invariant: after Abort every wait returns kAborted, and the attached groups are aborted.
 // Threading: every method from any thread. While the coordinator is away nothing is decided, so
 // no wait gives up on it; the agent's death ends them all through Abort.
 #pragma once
@@ -16,7 +16,7 @@
 
 #include "common/status.h"
 #include "paceline/v1/agent.pb.h"
-#include "worker/collectives/communicator.h"
+#include "worker/collectives/parallel_groups.h"
 
 namespace paceline {
 
@@ -41,8 +41,8 @@ class GenerationControl {
   // kAborted with its reason once Abort was called.
   absl::Status status() const;
 
-  // Abort reaches `communicator` until Detach. Both are the step thread's.
-  void Attach(Communicator* communicator);
+  // Abort reaches `groups` until Detach. Both are the step thread's.
+  void Attach(ParallelGroups* groups);
   void Detach() { Attach(nullptr); }
   CommunicatorProgress communication() const;
 
@@ -52,7 +52,7 @@ class GenerationControl {
   std::int64_t granted_until_ = 0;
   std::optional<std::vector<std::string>> peers_;
   std::optional<std::string> abort_reason_;
-  Communicator* communicator_ = nullptr;
+  ParallelGroups* groups_ = nullptr;
   std::atomic<bool> stop_requested_{false};
 };
 

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
 #include "spdlog/spdlog.h"
+#include "worker/kernels/elementwise.h"
 #include "worker/model/optimizer.h"
 #include "worker/trainer/evaluation.h"
 
@@ -30,6 +31,31 @@ constexpr std::chrono::milliseconds kAskAgain{1000};
 
 SteadyTime Tick() { return std::chrono::steady_clock::now(); }
 
+ParallelLayout LayoutOf(const v1::Layout& told) {
+  ParallelLayout layout;
+  layout.pipeline = told.pipeline();
+  layout.data = told.data();
+  layout.expert = told.expert();
+  layout.virtual_stages = told.virtual_stages();
+  layout.schedule = told.schedule();
+  layout.shard_optimizer = told.shard_optimizer();
+  return layout;
+}
+
+// The name of the first parameter that is not finite in `range` of a flat array; empty when all
+// are. NaN or not, a stream that has failed has no answer: empty.
+std::string FirstNonFinite(Stream& stream, const std::vector<Parameter>& parameters,
+                           std::span<const float> flat, const FlatRange& range) {
+  std::int64_t index = -1;
+  kernels::FirstNonFinite(stream, &index, flat.data() + range.begin, range.count);
+  if (!stream.Synchronize().ok() || index < 0) return "";
+  for (const Parameter& parameter : parameters) {
+    const std::int64_t at = range.begin + index - parameter.offset;
+    if (at >= 0 && at < parameter.elements) return parameter.name;
+  }
+  return "";
+}
+
 }  // namespace
 
 Trainer::Trainer(const RunFile& run_file, const v1::RankStart& start, GenerationControl& control,
@@ -38,11 +64,19 @@ Trainer::Trainer(const RunFile& run_file, const v1::RankStart& start, Generation
       start_(start),
       control_(control),
       send_(std::move(send)),
+      layout_(LayoutOf(start.layout())),
+      at_(CoordinatesOf(layout_, start.rank())),
       micro_batches_(run_file.train.global_batch_size /
-                     (run_file.train.micro_batch_size * start.layout().data())),
+                     (run_file.train.micro_batch_size * layout_.data)),
       step_tokens_(run_file.train.global_batch_size * run_file.train.sequence_length),
+      actions_(PipelineActions({.schedule = layout_.schedule,
+                                .stages = layout_.pipeline,
+                                .virtual_stages = layout_.virtual_stages,
+                                .micro_batches = static_cast<int>(micro_batches_)},
+                               at_.stage)),
       compute_(Stream::Mode::kInline, "compute"),
       communication_(Stream::Mode::kThread, "communication"),
+      expert_communication_(Stream::Mode::kThread, "expert communication"),
       step_(start.start_step()) {
   totals_.set_rank(start.rank());
 }
@@ -67,10 +101,12 @@ absl::Status Trainer::Load() {
   }
   const ModelOptions options = {.micro_batch_size = run_file_.train.micro_batch_size,
                                 .sequence_length = run_file_.train.sequence_length,
-                                .training = true};
+                                .training = true,
+                                .part = PartOf(run_file_, layout_, start_.rank()),
+                                .slots = ActivationSlots(actions_),
+                                .split_backward = layout_.schedule == "zero-bubble"};
   ASSIGN_OR_RETURN(model_, Model::Create(run_file_.model, options, compute_));
-  exp_avg_.assign(model_->weights().size(), 0.0f);
-  exp_avg_sq_.assign(model_->weights().size(), 0.0f);
+  moments_ = OptimizerMoments(OwnedRanges(model_->buckets(), layout_, at_));
   scalars_.assign(kExpertScalars + model_->expert_tokens().size(), 0.0);
 
   if (!start_.checkpoint().empty()) {
@@ -94,17 +130,24 @@ absl::Status Trainer::LoadCheckpoint() {
     return absl::DataLossError(absl::StrCat(start_.checkpoint(), " holds step ",
                                             reader->manifest().step, ", expected ", step_));
   }
-  return LoadState(*reader, *model_, {exp_avg_, exp_avg_sq_});
+  return LoadState(*reader, *model_, moments_);
 }
 
-absl::Status Trainer::Run(Communicator& communicator) {
+absl::Status Trainer::Run(ParallelGroups& groups) {
+  groups_ = &groups;
+  if (layout_.expert > 1) model_->UseExpertGroup(groups.expert(), expert_communication_);
+  executor_ = std::make_unique<PipelineExecutor>(
+      *model_, groups, ActivationSlots(actions_),
+      static_cast<std::size_t>(run_file_.train.micro_batch_size * run_file_.train.sequence_length *
+                               run_file_.model.hidden_size),
+      compute_);
   const Reduction reduction =
       run_file_.train.reduction == "exact" ? Reduction::kExact : Reduction::kFast;
   reducer_ = std::make_unique<GradientReducer>(reduction, model_->gradients(), model_->buckets(),
-                                               communicator, compute_, communication_);
+                                               groups, compute_, communication_);
   checkpointer_ =
       std::make_unique<Checkpointer>(start_.rank(), start_.key(), run_file_.checkpoint.dir, send_);
-  const absl::Status trained = TrainSteps(communicator);
+  const absl::Status trained = TrainSteps();
   // An abort's reason explains more than the collective error that it caused.
   if (!trained.ok() && !control_.status().ok()) return control_.status();
   RETURN_IF_ERROR(trained);
@@ -121,11 +164,11 @@ absl::Status Trainer::Run(Communicator& communicator) {
   return absl::OkStatus();
 }
 
-absl::Status Trainer::TrainSteps(Communicator& communicator) {
+absl::Status Trainer::TrainSteps() {
   while (!finished()) {
     RETURN_IF_ERROR(WaitForWindow());
-    RETURN_IF_ERROR(Step(communicator));
-    RETURN_IF_ERROR(EvaluateIfDue(communicator));
+    RETURN_IF_ERROR(Step());
+    RETURN_IF_ERROR(EvaluateIfDue());
     CheckpointIfDue();
     PublishProgress();
   }
@@ -164,34 +207,37 @@ absl::Status Trainer::WaitForWindow() {
 absl::StatusOr<MicroBatch> Trainer::LoadMicroBatch(std::int64_t index) {
   const std::int64_t rows = run_file_.train.micro_batch_size;
   const std::int64_t first =
-      step_ * run_file_.train.global_batch_size + (start_.rank() * micro_batches_ + index) * rows;
+      step_ * run_file_.train.global_batch_size + (at_.data * micro_batches_ + index) * rows;
   return train_->Load(first, rows);
 }
 
 absl::Status Trainer::ForwardBackward() {
-  // The loss is the mean over the step's tokens; scaling each micro-batch's gradient here makes
-  // its bits independent of the number of ranks.
-  const float loss_scale = 1.0f / static_cast<float>(step_tokens_);
   std::fill(scalars_.begin(), scalars_.end(), 0.0);
   model_->ResetExpertTokens();
-  for (std::int64_t i = 0; i < micro_batches_; ++i) {
+  PassHandlers handlers;
+  handlers.load = [this](int micro_batch) -> absl::StatusOr<MicroBatch> {
     const SteadyTime begin = Tick();
-    ASSIGN_OR_RETURN(const MicroBatch batch, LoadMicroBatch(i));
+    absl::StatusOr<MicroBatch> batch = LoadMicroBatch(micro_batch);
     totals_.set_data_wait_seconds(totals_.data_wait_seconds() + SecondsBetween(begin, Tick()));
-    scalars_[kLossScalar] += static_cast<double>(model_->Forward(batch));
-    model_->Backward(
-        loss_scale, reducer_->backward_accumulates() && i > 0,
-        [this, i](std::size_t bucket) { reducer_->BucketReady(bucket, i, micro_batches_); });
-  }
-  return absl::OkStatus();
+    return batch;
+  };
+  handlers.loss = [this](int, float loss) { scalars_[kLossScalar] += static_cast<double>(loss); };
+  handlers.bucket_ready = [this](std::size_t bucket, int micro_batch) {
+    reducer_->BucketReady(bucket, micro_batch, micro_batches_);
+  };
+  // The loss is the mean over the step's tokens; scaling each micro-batch's gradient here makes
+  // its bits independent of the number of ranks.
+  handlers.loss_scale = 1.0f / static_cast<float>(step_tokens_);
+  handlers.accumulate = reducer_->backward_accumulates();
+  return executor_->Run(actions_, handlers);
 }
 
-absl::Status Trainer::ReduceScalars(Communicator& communicator) {
+absl::Status Trainer::ReduceScalars() {
   scalars_[kStopScalar] = control_.stop_requested() ? 1 : 0;
   const auto expert_tokens = model_->expert_tokens();
   std::copy(expert_tokens.begin(), expert_tokens.end(), scalars_.begin() + kExpertScalars);
-  communicator.AllReduceSum(communication_, "step scalars", scalars_.data(), scalars_.size(),
-                            DataType::kFloat64);
+  groups_->world().AllReduceSum(communication_, "step scalars", scalars_.data(), scalars_.size(),
+                                DataType::kFloat64);
   RETURN_IF_ERROR(reducer_->Finish());
   std::transform(scalars_.begin() + kExpertScalars, scalars_.end(), expert_tokens.begin(),
                  [](double tokens) { return static_cast<std::int64_t>(tokens); });
@@ -199,37 +245,61 @@ absl::Status Trainer::ReduceScalars(Communicator& communicator) {
   return absl::OkStatus();
 }
 
-absl::Status Trainer::Step(Communicator& communicator) {
+absl::StatusOr<double> Trainer::GradientNorm() {
+  // Everything is here, unless stages, experts or the optimizer are spread over ranks. Then each
+  // range counts on one of the ranks that hold it.
+  const bool spread = layout_.pipeline > 1 || layout_.expert > 1 || layout_.shard_optimizer;
+  double squares = 0;
+  for (std::size_t i = 0; i < moments_.ranges().size(); ++i) {
+    const int copy = model_->buckets()[i].expert ? at_.expert_data : at_.data;
+    if (spread && !layout_.shard_optimizer && copy != 0) continue;
+    const FlatRange& range = moments_.ranges()[i];
+    squares +=
+        SumOfSquares(compute_, model_->gradients().subspan(static_cast<std::size_t>(range.begin),
+                                                           static_cast<std::size_t>(range.count)));
+  }
+  if (spread) {
+    groups_->world().AllReduceSum(communication_, "gradient norm", &squares, 1, DataType::kFloat64);
+    RETURN_IF_ERROR(communication_.Synchronize());
+  }
+  return std::sqrt(squares);
+}
+
+absl::Status Trainer::Step() {
   const SteadyTime begin = Tick();
   const double data_wait_before = totals_.data_wait_seconds();
+  const double pipeline_wait_before = executor_->wait_seconds();
   train_->WillNeed((step_ + 1) * run_file_.train.global_batch_size +
-                       start_.rank() * micro_batches_ * run_file_.train.micro_batch_size,
+                       at_.data * micro_batches_ * run_file_.train.micro_batch_size,
                    micro_batches_ * run_file_.train.micro_batch_size);
   RETURN_IF_ERROR(ForwardBackward());
   const SteadyTime computed = Tick();
-  RETURN_IF_ERROR(ReduceScalars(communicator));
+  RETURN_IF_ERROR(ReduceScalars());
+  ASSIGN_OR_RETURN(const double grad_norm, GradientNorm());
   const SteadyTime reduced = Tick();
 
   double loss = scalars_[kLossScalar] / static_cast<double>(step_tokens_);
-  const double grad_norm = std::sqrt(SumOfSquares(compute_, model_->gradients()));
   const double learning_rate = LearningRate(run_file_.train, step_ + 1);
   if (std::isfinite(loss) && std::isfinite(grad_norm)) {
-    Update(grad_norm);
+    RETURN_IF_ERROR(Update(grad_norm));
   } else {
-    RETURN_IF_ERROR(ReportNonFinite(communicator));
+    RETURN_IF_ERROR(ReportNonFinite());
     loss = std::numeric_limits<double>::quiet_NaN();
   }
   ++step_;
   const SteadyTime end = Tick();
 
+  const double pipeline_wait = executor_->wait_seconds() - pipeline_wait_before;
   const double exposed = SecondsBetween(computed, reduced);
   const double seconds = SecondsBetween(begin, end);
   const double data_wait = totals_.data_wait_seconds() - data_wait_before;
   totals_.set_step(step_);
   totals_.set_step_seconds(totals_.step_seconds() + seconds);
   totals_.set_exposed_communication_seconds(totals_.exposed_communication_seconds() + exposed);
-  totals_.set_compute_seconds(totals_.compute_seconds() + seconds - exposed - data_wait);
-  totals_.set_tokens(totals_.tokens() + step_tokens_ / communicator.size());
+  totals_.set_pipeline_wait_seconds(totals_.pipeline_wait_seconds() + pipeline_wait);
+  totals_.set_compute_seconds(totals_.compute_seconds() + seconds - exposed - data_wait -
+                              pipeline_wait);
+  totals_.set_tokens(totals_.tokens() + step_tokens_ / layout_.world_size());
   if (start_.rank() == 0) {
     v1::WorkerMessage message;
     v1::StepRecord& record = *message.mutable_step();
@@ -244,7 +314,7 @@ absl::Status Trainer::Step(Communicator& communicator) {
   return absl::OkStatus();
 }
 
-void Trainer::Update(double grad_norm) {
+absl::Status Trainer::Update(double grad_norm) {
   const TrainSection& train = run_file_.train;
   AdamWStep step;
   step.step = step_ + 1;
@@ -257,48 +327,64 @@ void Trainer::Update(double grad_norm) {
     step.gradient_scale =
         static_cast<float>(std::min(1.0, train.clip_grad_norm / (grad_norm + 1e-6)));
   }
-  AdamWOverParameters(compute_, step, model_->parameters(), 0,
-                      static_cast<std::int64_t>(model_->weights().size()), model_->weights(),
-                      model_->gradients(), exp_avg_, exp_avg_sq_);
+  // From the end: the embedding's weights come last in the arrays and are needed first.
+  for (std::size_t i = moments_.ranges().size(); i-- > 0;) {
+    const FlatRange& range = moments_.ranges()[i];
+    const auto begin = static_cast<std::size_t>(range.begin);
+    const auto count = static_cast<std::size_t>(range.count);
+    AdamWOverParameters(
+        compute_, step, model_->parameters(), range.begin, model_->weights().subspan(begin, count),
+        model_->gradients().subspan(begin, count), moments_.exp_avg(i), moments_.exp_avg_sq(i));
+    reducer_->GatherWeights(i, model_->weights());
+  }
   const ExpertLoad load = model_->expert_load();
   totals_.set_expert_load_max_over_mean(load.max_over_mean);
   totals_.set_dead_experts(load.dead);
   if (run_file_.model.router_bias_update_rate > 0) {
     model_->UpdateRouterBias(static_cast<float>(run_file_.model.router_bias_update_rate));
   }
+  return reducer_->Finish();
 }
 
+// Computes the step again: the weights have not moved. No rank may stop at its first finding,
+// since the others wait for its passes.
 absl::StatusOr<std::string> Trainer::FindNonFinite() {
-  const float loss_scale = 1.0f / static_cast<float>(step_tokens_);
-  for (std::int64_t i = 0; i < micro_batches_; ++i) {
-    ASSIGN_OR_RETURN(const MicroBatch batch, LoadMicroBatch(i));
-    std::string what;
-    if (!std::isfinite(model_->Forward(batch))) {
-      what = model_->FirstNonFinite(model_->weights());
-      what = what.empty() ? "the loss" : absl::StrCat("the loss (and weight ", what, ")");
-    } else {
-      model_->Backward(loss_scale, /*accumulate=*/false, [](std::size_t) {});
-      what = model_->FirstNonFinite(model_->gradients());
-      if (!what.empty()) what = absl::StrCat("the gradient of ", what);
-    }
-    if (!what.empty()) {
-      return absl::StrCat("rank ", start_.rank(), ", step ", step_ + 1, ", micro-batch ", i + 1,
-                          " of ", micro_batches_, ": ", what, " is not finite");
-    }
-  }
-  return std::string();
+  std::string first;
+  const auto found = [&](int micro_batch, const std::string& what) {
+    if (!first.empty()) return;
+    first = absl::StrCat("rank ", start_.rank(), ", step ", step_ + 1, ", micro-batch ",
+                         micro_batch + 1, " of ", micro_batches_, ": ", what, " is not finite");
+  };
+  const std::vector<Parameter>& parameters = model_->parameters();
+  const FlatRange all = {0, static_cast<std::int64_t>(model_->weights().size())};
+  const std::string weight = FirstNonFinite(compute_, parameters, model_->weights(), all);
+  if (!weight.empty()) found(0, absl::StrCat("weight ", weight));
+  PassHandlers handlers;
+  handlers.load = [this](int micro_batch) { return LoadMicroBatch(micro_batch); };
+  handlers.loss = [&](int micro_batch, float loss) {
+    if (!std::isfinite(loss)) found(micro_batch, "the loss");
+  };
+  handlers.bucket_ready = [&](std::size_t bucket, int micro_batch) {
+    const GradientBucket& range = model_->buckets()[bucket];
+    const std::string name =
+        FirstNonFinite(compute_, parameters, model_->gradients(), {range.offset, range.elements});
+    if (!name.empty()) found(micro_batch, absl::StrCat("the gradient of ", name));
+  };
+  handlers.loss_scale = 1.0f / static_cast<float>(step_tokens_);
+  RETURN_IF_ERROR(executor_->Run(actions_, handlers));
+  return first;
 }
 
-absl::Status Trainer::ReportNonFinite(Communicator& communicator) {
+absl::Status Trainer::ReportNonFinite() {
   // The weights have not moved, so the step can be computed again to find the culprit; every
   // rank then hears every other's finding and all say the same.
   ASSIGN_OR_RETURN(const std::string mine, FindNonFinite());
-  const auto ranks = static_cast<std::size_t>(communicator.size());
+  const auto ranks = static_cast<std::size_t>(groups_->world().size());
   std::vector<char> own(kReportBytes, '\0');
   std::vector<char> all(kReportBytes * ranks, '\0');
   std::memcpy(own.data(), mine.data(), std::min(mine.size(), kReportBytes - 1));
-  communicator.AllGather(communication_, "non-finite report", own.data(), all.data(), kReportBytes,
-                         DataType::kUint8);
+  groups_->world().AllGather(communication_, "non-finite report", own.data(), all.data(),
+                             kReportBytes, DataType::kUint8);
   RETURN_IF_ERROR(communication_.Synchronize());
   std::string report = absl::StrCat("step ", step_ + 1,
                                     ": the gradients of all ranks are finite, but not their sum");
@@ -316,12 +402,13 @@ absl::Status Trainer::ReportNonFinite(Communicator& communicator) {
       report, "; lower [train] learning_rate, or set on_nonfinite = \"skip\" to go on"));
 }
 
-absl::Status Trainer::EvaluateIfDue(Communicator& communicator) {
+absl::Status Trainer::EvaluateIfDue() {
   const std::int64_t interval = run_file_.train.eval_interval_steps;
   const bool due = finished() || (interval > 0 && step_ % interval == 0);
   if (valid_ == nullptr || !due) return absl::OkStatus();
   ASSIGN_OR_RETURN(v1::EvalRecord record,
-                   Evaluate(run_file_, *model_, *valid_, communicator, communication_));
+                   Evaluate(run_file_, *executor_, *valid_, *groups_, communication_));
+  model_->ResetExpertTokens();
   if (start_.rank() != 0) return absl::OkStatus();
   record.set_step(step_);
   v1::WorkerMessage message;
@@ -345,8 +432,7 @@ void Trainer::CheckpointIfDue() {
   position.set_sample(step_ * run_file_.train.global_batch_size);
   position.set_seed(run_file_.run.seed);
   position.set_corpus_digest(train_->order().digest());
-  const std::vector<SliceView> slices =
-      SlicesOfRank(*model_, {exp_avg_, exp_avg_sq_}, start_.rank(), start_.layout().data());
+  const std::vector<SliceView> slices = SlicesToWrite(*model_, moments_, layout_, at_);
   checkpointer_->Write(position, reason, slices);
 }
 

@@ -2,7 +2,7 @@
 // for the agent) and listens to one object (GenerationControl), so it runs the same in a worker
 // process and in a test's thread.
 //
-// A step: wait for its window; forward and backward of each micro-batch, buckets reducing
+// A step: wait for its window; the passes of the rank's pipeline schedule, buckets reducing
 // behind; one all-reduce of the step's scalars (loss, stop flag, expert loads); norm, clipping,
 // AdamW, balancing bias. Then, where due, evaluation and checkpoint.
 // Invariant: all ranks take the same decisions at the same step, because each is made from
@@ -17,15 +17,18 @@
 #include <string>
 #include <vector>
 
+#include "common/parallel_layout.h"
+#include "common/pipeline_schedule.h"
 #include "common/run_file.h"
 #include "common/status.h"
 #include "paceline/v1/agent.pb.h"
-#include "worker/collectives/communicator.h"
+#include "worker/collectives/parallel_groups.h"
 #include "worker/model/model.h"
 #include "worker/trainer/batch_loader.h"
 #include "worker/trainer/checkpointer.h"
 #include "worker/trainer/generation_control.h"
 #include "worker/trainer/gradient_reducer.h"
+#include "worker/trainer/pipeline_executor.h"
 #include "worker/trainer/training_state.h"
 
 namespace paceline {
@@ -44,15 +47,16 @@ class Trainer {
                                                          const v1::RankStart& start,
                                                          GenerationControl& control, Send send);
 
-  // Trains over `communicator` to the last step, or to the step a stop was agreed on, writes
+  // Trains over `groups` to the last step, or to the step a stop was agreed on, writes
   // the last checkpoint, and says RankFinished. kAborted: the generation was aborted.
   // kDataLoss: a loss or gradient is not finite; names rank, step and tensor.
-  absl::Status Run(Communicator& communicator);
+  absl::Status Run(ParallelGroups& groups);
 
   // Where the rank stands; cheap, for the telemetry of another thread.
   v1::RankProgress progress() const;
 
   const Model& model() const { return *model_; }
+  const ParallelLayout& layout() const { return layout_; }
 
  private:
   Trainer(const RunFile& run_file, const v1::RankStart& start, GenerationControl& control,
@@ -60,16 +64,18 @@ class Trainer {
 
   absl::Status Load();
   absl::Status LoadCheckpoint();
-  absl::Status TrainSteps(Communicator& communicator);
+  absl::Status TrainSteps();
   absl::Status WaitForWindow();
-  absl::Status Step(Communicator& communicator);
+  absl::Status Step();
   absl::Status ForwardBackward();
-  absl::Status ReduceScalars(Communicator& communicator);
+  absl::Status ReduceScalars();
+  // Over all parameters of the model.
+  absl::StatusOr<double> GradientNorm();
   // Names what is not finite in this rank's part of the step; empty when nothing is.
   absl::StatusOr<std::string> FindNonFinite();
-  absl::Status ReportNonFinite(Communicator& communicator);
-  void Update(double grad_norm);
-  absl::Status EvaluateIfDue(Communicator& communicator);
+  absl::Status ReportNonFinite();
+  absl::Status Update(double grad_norm);
+  absl::Status EvaluateIfDue();
   void CheckpointIfDue();
   absl::StatusOr<MicroBatch> LoadMicroBatch(std::int64_t index);
   bool finished() const { return step_ == run_file_.train.steps || stop_agreed_; }
@@ -79,16 +85,22 @@ class Trainer {
   const v1::RankStart start_;
   GenerationControl& control_;
   const Send send_;
+  const ParallelLayout layout_;
+  const RankCoordinates at_;
   const std::int64_t micro_batches_;  // of this rank in a step
   const std::int64_t step_tokens_;    // of all ranks
 
+  const std::vector<PipelineAction> actions_;
+
   Stream compute_;
   Stream communication_;
+  Stream expert_communication_;
   std::unique_ptr<Model> model_;
-  std::vector<float> exp_avg_;
-  std::vector<float> exp_avg_sq_;
+  OptimizerMoments moments_;
   std::unique_ptr<BatchLoader> train_;
   std::unique_ptr<BatchLoader> valid_;  // null: no held-out text
+  ParallelGroups* groups_ = nullptr;    // while Run runs
+  std::unique_ptr<PipelineExecutor> executor_;
   std::unique_ptr<GradientReducer> reducer_;
   std::unique_ptr<Checkpointer> checkpointer_;
 

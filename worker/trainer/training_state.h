@@ -1,35 +1,67 @@
-// The state that a checkpoint holds: weights, optimizer moments and state buffers, as global
-// tensors. Which rank writes which tensor is decided here; every rank can read all of it.
+// The state that a checkpoint holds: weights, optimizer moments and state buffers, as slices of
+// global tensors, so that any layout can read what another has written.
 //   "model.norm.weight"                        the weight
 //   "optimizer.exp_avg/model.norm.weight"      AdamW's first moment
 //   "optimizer.exp_avg_sq/model.norm.weight"   AdamW's second moment
 //   "model.layers.1.mlp.gate.e_score_correction_bias"   a state buffer
+// Ranks that hold the same parameters share the writing: each writes the ranges of the flat arrays
+// that it sums gradients for, cut into boxes of the tensors they meet.
 // Invariant: the slices of all ranks together cover every tensor exactly once.
 // Threading: belongs to the step thread.
 #pragma once
 
+#include <cstdint>
 #include <span>
 #include <vector>
 
+#include "common/parallel_layout.h"
 #include "common/status.h"
 #include "worker/checkpoint/checkpoint.h"
 #include "worker/model/model.h"
+#include "worker/trainer/gradient_reducer.h"
 
 namespace paceline {
 
-struct OptimizerMoments {
-  std::span<float> exp_avg;
-  std::span<float> exp_avg_sq;
+// A box of a tensor whose elements lie one after the other in it.
+struct TensorBox {
+  std::vector<std::int64_t> start;
+  std::vector<std::int64_t> shape;
+  std::int64_t offset = 0;  // of its first element
+  std::int64_t elements = 0;
 };
 
-// The slices that data-parallel rank `rank` of `size` replicas writes: whole tensors, each given
-// to the rank with the fewest bytes so far.
-std::vector<SliceView> SlicesOfRank(Model& model, const OptimizerMoments& moments, int rank,
-                                    int size);
+// Elements [begin, begin + count) of a row-major tensor of one or two dimensions as boxes, in
+// order: part of a row, whole rows, part of a row, as far as there are any.
+std::vector<TensorBox> BoxesOf(const std::vector<std::int64_t>& shape, std::int64_t begin,
+                               std::int64_t count);
+
+// AdamW's moments of some ranges of the flat arrays, one range after the other.
+class OptimizerMoments {
+ public:
+  OptimizerMoments() = default;
+  // Zeros. `ranges`: apart, in any order.
+  explicit OptimizerMoments(std::vector<FlatRange> ranges);
+
+  const std::vector<FlatRange>& ranges() const { return ranges_; }
+  std::span<float> exp_avg(std::size_t range) { return Of(exp_avg_, range); }
+  std::span<float> exp_avg_sq(std::size_t range) { return Of(exp_avg_sq_, range); }
+
+ private:
+  std::span<float> Of(std::vector<float>& values, std::size_t range);
+
+  std::vector<FlatRange> ranges_;
+  std::vector<std::size_t> begin_;  // of each range in the arrays
+  std::vector<float> exp_avg_;
+  std::vector<float> exp_avg_sq_;
+};
+
+// The slices that the rank at `at` writes. `moments` has a range for each of the model's buckets,
+// which covers at least the rank's shard of it.
+std::vector<SliceView> SlicesToWrite(Model& model, OptimizerMoments& moments,
+                                     const ParallelLayout& layout, const RankCoordinates& at);
 
 // Loads weights, moments and state buffers. kDataLoss, kInvalidArgument: name the tensor.
-absl::Status LoadState(const CheckpointReader& reader, Model& model,
-                       const OptimizerMoments& moments);
+absl::Status LoadState(const CheckpointReader& reader, Model& model, OptimizerMoments& moments);
 
 // Loads weights and state buffers alone ([checkpoint] init, generate).
 absl::Status LoadWeights(const CheckpointReader& reader, Model& model);

@@ -103,13 +103,15 @@ class Worker {
     const auto send = [this](v1::WorkerMessage message) { session_.Send(std::move(message)); };
     ASSIGN_OR_RETURN(const auto trainer, Trainer::Create(run_file, start, control, send));
     const Watched watched(*this, trainer.get());
-    ASSIGN_OR_RETURN(const auto communicator, Connect(run_file, start, control));
-    control.Attach(communicator.get());
+    ASSIGN_OR_RETURN(auto world, Connect(run_file, start, control));
     spdlog::info("generation {}: rank {} of {} trains from step {}", start.key().generation(),
-                 start.rank(), communicator->size(), start.start_step());
-    const absl::Status trained = trainer->Run(*communicator);
+                 start.rank(), world->size(), start.start_step());
+    ParallelGroups groups(std::move(world), trainer->layout());
+    control.Attach(&groups);
+    absl::Status trained = groups.Connect();
+    if (trained.ok()) trained = trainer->Run(groups);
     control.Detach();
-    return trained;
+    return trained.ok() || control.status().ok() ? trained : control.status();
   }
 
   absl::StatusOr<std::unique_ptr<Communicator>> Connect(const RunFile& run_file,

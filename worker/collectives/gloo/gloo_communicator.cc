@@ -53,7 +53,8 @@ void CopyUnlessSame(void* to, const void* from, std::size_t bytes) {
 class GlooCommunicator final : public Communicator {
  public:
   GlooCommunicator(const CommunicatorOptions& options, std::unique_ptr<GlooMesh> mesh)
-      : rank_(options.rank),
+      : options_(options),
+        rank_(options.rank),
         size_(options.size),
         timeout_(options.operation_timeout),
         mesh_(std::move(mesh)),
@@ -165,6 +166,25 @@ class GlooCommunicator final : public Communicator {
     });
   }
 
+  absl::StatusOr<std::unique_ptr<Communicator>> Split(const std::vector<int>& ranks) override {
+    const auto own = std::find(ranks.begin(), ranks.end(), rank_);
+    if (own == ranks.end()) {
+      return absl::InvalidArgumentError("rank " + options_.NameOf(rank_) +
+                                        " is not in the group it asks for");
+    }
+    CommunicatorOptions options = options_;
+    options.rank = static_cast<int>(own - ranks.begin());
+    options.size = static_cast<int>(ranks.size());
+    options.names.clear();
+    for (const int rank : ranks) options.names.push_back(std::stoi(options_.NameOf(rank)));
+    const auto exchange = [&](const std::string& address) {
+      return ExchangeInGroup(address, ranks);
+    };
+    if (options.size > 1) return MakeGlooCommunicator(options, exchange);
+    RETURN_IF_ERROR(exchange("").status());  // the others wait for it
+    return MakeSelfCommunicator();
+  }
+
   void Abort(const std::string& reason) override { mesh_->Abort(reason); }
   CommunicatorProgress progress() const override { return counters_.Read(); }
 
@@ -250,6 +270,28 @@ class GlooCommunicator final : public Communicator {
     return Exchange(operation, kAllReduceGather);
   }
 
+  // What `ranks` said, when every rank of this communicator has said something.
+  absl::StatusOr<std::vector<std::string>> ExchangeInGroup(const std::string& own,
+                                                           const std::vector<int>& ranks) {
+    Stream stream(Stream::Mode::kInline, "group");
+    std::vector<std::int64_t> sizes(static_cast<std::size_t>(size_));
+    const auto own_size = static_cast<std::int64_t>(own.size());
+    AllGather(stream, "group address sizes", &own_size, sizes.data(), 1, DataType::kInt64);
+    RETURN_IF_ERROR(stream.Synchronize());
+    const auto longest = static_cast<std::size_t>(*std::max_element(sizes.begin(), sizes.end()));
+    std::string padded = own;
+    padded.resize(longest);
+    std::string all(longest * static_cast<std::size_t>(size_), '\0');
+    AllGather(stream, "group addresses", padded.data(), all.data(), longest, DataType::kUint8);
+    RETURN_IF_ERROR(stream.Synchronize());
+    std::vector<std::string> addresses;
+    for (const int rank : ranks) {
+      const auto at = static_cast<std::size_t>(rank);
+      addresses.push_back(all.substr(at * longest, static_cast<std::size_t>(sizes[at])));
+    }
+    return addresses;
+  }
+
   // Memory of this communicator for what arrives, kept and grown as operations need it.
   std::byte* Staging(std::size_t bytes) {
     if (bytes > staging_bytes_) {
@@ -277,6 +319,7 @@ class GlooCommunicator final : public Communicator {
     void operator()(std::byte* memory) const { std::free(memory); }
   };
 
+  const CommunicatorOptions options_;
   const int rank_;
   const int size_;
   const std::chrono::milliseconds timeout_;

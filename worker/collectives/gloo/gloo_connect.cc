@@ -124,12 +124,12 @@ absl::Status ConnectAll(const CommunicatorOptions& options, Context& context,
   }
   if (limit.Stop()) {
     return absl::UnavailableError("not all ranks connected to rank " +
-                                  std::to_string(options.rank) + " within " +
+                                  options.NameOf(options.rank) + " within " +
                                   std::to_string(options.connect_timeout.count()) + " ms");
   }
   if (why.empty()) return absl::OkStatus();
-  return absl::UnavailableError("rank " + std::to_string(options.rank) +
-                                " could not connect to rank " + std::to_string(peer) + ": " + why);
+  return absl::UnavailableError("rank " + options.NameOf(options.rank) +
+                                " could not connect to rank " + options.NameOf(peer) + ": " + why);
 }
 
 // Gloo writes to sockets without MSG_NOSIGNAL: a dead peer would end this process. A handler

@@ -52,6 +52,7 @@ struct GlooMesh::Impl {
 
   int rank = 0;
   int size = 1;
+  std::vector<std::string> names;  // of the ranks, in texts
   std::shared_ptr<gloo::transport::Context> context;
   std::vector<Peer> peers;  // by rank
 
@@ -86,7 +87,7 @@ struct GlooMesh::Impl {
 };
 
 std::string GlooMesh::Impl::Where(const Operation& operation) const {
-  return "rank " + std::to_string(rank) + ": " + operation.kind + " \"" + operation.name + "\"";
+  return "rank " + names[rank] + ": " + operation.kind + " \"" + operation.name + "\"";
 }
 
 // Receives first, so that what arrives has a place; sends go to the next rank first, so that
@@ -181,7 +182,7 @@ std::string GlooMesh::Impl::NotHeardFrom() {
   int count = 0;
   for (int peer = 0; peer < size; ++peer) {
     if (Completed(peer)) continue;
-    ranks += (count++ == 0 ? "" : ", ") + std::to_string(peer);
+    ranks += (count++ == 0 ? "" : ", ") + names[peer];
   }
   return (count == 1 ? "rank " : "ranks ") + ranks;
 }
@@ -192,8 +193,7 @@ absl::Status GlooMesh::Impl::Gone(const Operation& operation, int peer, const st
   {
     std::lock_guard lock(mutex);
     const int first = first_gone == -1 ? peer : first_gone;
-    text += "rank " + std::to_string(first) + " is gone (" +
-            (first == peer ? why : peers[first].gone) + ")";
+    text += "rank " + names[first] + " is gone (" + (first == peer ? why : peers[first].gone) + ")";
   }
   return absl::UnavailableError(text);
 }
@@ -296,6 +296,7 @@ absl::StatusOr<std::unique_ptr<GlooMesh>> GlooMesh::Connect(const CommunicatorOp
   impl.rank = options.rank;
   impl.size = options.size;
   impl.peers.resize(options.size);
+  for (int peer = 0; peer < options.size; ++peer) impl.names.push_back(options.NameOf(peer));
   for (int peer = 0; peer < options.size; ++peer) {
     if (peer != options.rank) {
       impl.peers[peer].buffer = std::make_unique<PeerBuffer>(*impl.context);
