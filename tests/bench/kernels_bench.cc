@@ -133,8 +133,9 @@ void RmsNormBackwardBench(benchmark::State& state) {
   const std::vector<float> x = Values(kRows * cols), w = Values(cols), rstd(kRows, 1.0f);
   std::vector<float> dx(x.size()), dw(cols);
   for (auto _ : state) {
-    RmsNormBackward(stream, dx.data(), dw.data(), x.data(), x.data(), w.data(), rstd.data(),
-                    nullptr, kRows, cols, false);
+    RmsNormBackward(stream, dx.data(), x.data(), x.data(), w.data(), rstd.data(), nullptr, kRows,
+                    cols);
+    RmsNormWeightGradient(stream, dw.data(), x.data(), x.data(), rstd.data(), kRows, cols, false);
   }
   state.SetItemsProcessed(state.iterations() * kRows * cols);
 }

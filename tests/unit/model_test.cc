@@ -113,7 +113,6 @@ TEST_F(ModelTest, ParametersAreThoseOfTheShapeAndLieDense) {
       end += parameter.elements;
     }
     EXPECT_THAT(actual, testing::UnorderedElementsAreArray(expected));
-    EXPECT_EQ(actual.back(), "model.embed_tokens.weight");
     EXPECT_EQ(static_cast<std::int64_t>(model->weights().size()), end);
   }
 }
@@ -247,13 +246,21 @@ TEST_F(ModelTest, LaterTokensDoNotReachEarlierLogits) {
 
 TEST(MergeIntoBucketsTest, ClosesABucketAtTheFirstLayerEndPastTheMinimum) {
   const std::int64_t mebi = kBucketBytesMin / 4;
-  const std::vector<GradientBucket> buckets =
-      MergeIntoBuckets({100, mebi - 1, mebi + 7, 4 * mebi, 4 * mebi + 5});
-  ASSERT_EQ(buckets.size(), 3u);
-  EXPECT_EQ(buckets[0].elements, mebi + 7);
-  EXPECT_EQ(buckets[1].offset, mebi + 7);
-  EXPECT_EQ(buckets[1].elements, 3 * mebi - 7);
-  EXPECT_EQ(buckets[2].elements, 5);
+  const SegmentBuckets merged = MergeIntoBuckets(
+      {40, 8}, {{100, 8}, {mebi, 2 * mebi}, {mebi + 47, 2 * mebi}, {4 * mebi, 2 * mebi + 1}},
+      /*expert_start=*/5000);
+  const auto expect_bucket = [&](std::size_t i, std::int64_t offset, std::int64_t elements,
+                                 bool expert) {
+    EXPECT_EQ(merged.buckets[i].offset, offset) << i;
+    EXPECT_EQ(merged.buckets[i].elements, elements) << i;
+    EXPECT_EQ(merged.buckets[i].expert, expert) << i;
+  };
+  ASSERT_EQ(merged.buckets.size(), 4u);
+  expect_bucket(0, 5008, 2 * mebi - 8, true);
+  expect_bucket(1, 40, mebi + 7, false);
+  expect_bucket(2, mebi + 47, 3 * mebi - 47, false);
+  expect_bucket(3, 5000 + 2 * mebi, 1, true);
+  EXPECT_THAT(merged.complete_after, testing::ElementsAre(0, 1, 2, 4));
 }
 
 TEST_F(ModelTest, BucketsCoverTheGradientsAndAreFinalWhenReported) {
@@ -264,14 +271,16 @@ TEST_F(ModelTest, BucketsCoverTheGradientsAndAreFinalWhenReported) {
     section.moe_intermediate_size = 400;
     const std::unique_ptr<Model> model = Make(section);
     EXPECT_GT(model->buckets().size(), 2u);
-    std::vector<float> seen;
+    std::vector<float> seen(model->gradients().size(), std::numeric_limits<float>::quiet_NaN());
+    std::size_t reported = 0;
     model->Forward(MakeBatch(kRows, kSequence));
     model->Backward(1.0f, false, [&](std::size_t i) {
+      ASSERT_EQ(i, reported++);
       const GradientBucket& bucket = model->buckets()[i];
-      ASSERT_EQ(bucket.offset, static_cast<std::int64_t>(seen.size()));
-      const auto first = model->gradients().begin() + bucket.offset;
-      seen.insert(seen.end(), first, first + bucket.elements);
+      std::copy_n(model->gradients().begin() + bucket.offset, bucket.elements,
+                  seen.begin() + bucket.offset);
     });
+    EXPECT_EQ(reported, model->buckets().size());
     EXPECT_EQ(seen, GradientsOf(*model));
   }
 }

@@ -170,13 +170,32 @@ TEST(TrainerTest, AnotherCorpusThanTheRunBeganWithIsRefused) {
   const TempFolder folder;
   const RunFile run = TinyRun(folder.path(), 20'000);
   v1::RankStart start;
-  start.mutable_layout()->set_data(1);
+  v1::Layout& layout = *start.mutable_layout();
+  layout.set_pipeline(1);
+  layout.set_data(1);
+  layout.set_expert(1);
+  layout.set_virtual_stages(1);
+  layout.set_schedule("1f1b");
   start.set_corpus_digest("0000");
   GenerationControl control(start);
   const auto trainer = Trainer::Create(run, start, control, [](v1::WorkerMessage) {});
   ASSERT_FALSE(trainer.ok());
   EXPECT_EQ(trainer.status().code(), absl::StatusCode::kDataLoss);
   EXPECT_NE(trainer.status().message().find("[data] train"), std::string::npos);
+}
+
+TEST(TrainerTest, ARankOutsideOfItsLayoutIsRefused) {
+  const TempFolder folder;
+  const RunFile run = TinyRun(folder.path(), 20'000);
+  v1::RankStart start;
+  start.set_rank(2);
+  start.mutable_layout()->set_pipeline(1);
+  start.mutable_layout()->set_data(2);
+  start.mutable_layout()->set_expert(1);
+  start.mutable_layout()->set_virtual_stages(1);
+  GenerationControl control(start);
+  const auto trainer = Trainer::Create(run, start, control, [](v1::WorkerMessage) {});
+  EXPECT_EQ(trainer.status().code(), absl::StatusCode::kInvalidArgument) << trainer.status();
 }
 
 }  // namespace

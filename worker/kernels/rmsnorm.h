@@ -24,12 +24,17 @@ void AddRmsNormForward(Stream& stream, float* sum, float* y, float* rstd, const 
                        float eps);
 
 // With g = dy * weight and xhat = x * rstd:
-//   dx[r,c]    = rstd[r] * (g[r,c] - xhat[r,c] * mean_c(g[r,:] * xhat[r,:])) + dresidual[r,c]
-//   dweight[c] = sum_r dy[r,c] * xhat[r,c]   (added to what is there if `accumulate_dweight`)
+//   dx[r,c] = rstd[r] * (g[r,c] - xhat[r,c] * mean_c(g[r,:] * xhat[r,:])) + dresidual[r,c]
 // dresidual: the gradient that reaches x past the norm, (rows, cols), or null for none.
 // dx may be dy or dresidual.
-void RmsNormBackward(Stream& stream, float* dx, float* dweight, const float* dy, const float* x,
+void RmsNormBackward(Stream& stream, float* dx, const float* dy, const float* x,
                      const float* weight, const float* rstd, const float* dresidual,
-                     std::int64_t rows, std::int64_t cols, bool accumulate_dweight);
+                     std::int64_t rows, std::int64_t cols);
+
+// dweight[c] = sum_r dy[r,c] * x[r,c] * rstd[r], added to what is there if `accumulate`.
+// dweight: (cols).
+void RmsNormWeightGradient(Stream& stream, float* dweight, const float* dy, const float* x,
+                           const float* rstd, std::int64_t rows, std::int64_t cols,
+                           bool accumulate);
 
 }  // namespace paceline::kernels

@@ -30,10 +30,10 @@ AttentionLayer::AttentionLayer(const LayerContext& context, const std::string& n
                              ? context.scratch.Allocate<float>(context.tokens_max() * query_width())
                              : nullptr),
       gradient_qkv_(context.training
-                        ? context.scratch.Allocate<float>(context.tokens_max() * qkv_width())
+                        ? context.between.Allocate<float>(context.tokens_max() * qkv_width())
                         : nullptr),
       gradient_normed_(context.training
-                           ? context.scratch.Allocate<float>(context.tokens_max() * hidden_)
+                           ? context.between.Allocate<float>(context.tokens_max() * hidden_)
                            : nullptr) {}
 
 void AttentionLayer::Forward(const BatchShape& shape, const float* input, float* output) {
@@ -51,13 +51,11 @@ void AttentionLayer::Forward(const BatchShape& shape, const float* input, float*
                 {.transpose_b = true, .beta = 1.0f});
 }
 
-void AttentionLayer::Backward(const BatchShape& shape, const float* input, float* gradient,
-                              bool accumulate) {
+void AttentionLayer::BackwardInput(const BatchShape& shape, const float* input,
+                                   const float* gradient_output, float* gradient_input) {
   const std::int64_t tokens = shape.tokens();
-  const float beta = accumulate ? 1.0f : 0.0f;
-  kernels::Gemm(stream_, o_.gradient, gradient, attended_, hidden_, query_width(), tokens,
-                {.transpose_a = true, .beta = beta});
-  kernels::Gemm(stream_, gradient_attended_, gradient, o_.value, tokens, query_width(), hidden_);
+  kernels::Gemm(stream_, gradient_attended_, gradient_output, o_.value, tokens, query_width(),
+                hidden_);
   const float* k = qkv_ + query_width();
   float* gradient_k = gradient_qkv_ + query_width();
   kernels::AttentionBackward(stream_, gradient_qkv_, gradient_k, gradient_k + key_value_width(),
@@ -65,10 +63,19 @@ void AttentionLayer::Backward(const BatchShape& shape, const float* input, float
                              logsumexp_, workspace_, ShapeOf(shape));
   kernels::RopeBackward(stream_, gradient_qkv_, rope_.cosines, rope_.sines, tokens, shape.sequence,
                         heads_ + kv_heads_, head_dim_, qkv_width());
-  kernels::Gemm(stream_, q_.gradient, gradient_qkv_, norm_.normed(), qkv_width(), hidden_, tokens,
-                {.transpose_a = true, .beta = beta});
   kernels::Gemm(stream_, gradient_normed_, gradient_qkv_, q_.value, tokens, hidden_, qkv_width());
-  norm_.Backward(tokens, input, gradient_normed_, gradient, accumulate);
+  norm_.BackwardInput(tokens, input, gradient_normed_, gradient_output, gradient_input);
+}
+
+void AttentionLayer::BackwardWeights(const BatchShape& shape, const float* input,
+                                     const float* gradient_output, bool accumulate) {
+  const std::int64_t tokens = shape.tokens();
+  const kernels::GemmOptions options{.transpose_a = true, .beta = accumulate ? 1.0f : 0.0f};
+  kernels::Gemm(stream_, o_.gradient, gradient_output, attended_, hidden_, query_width(), tokens,
+                options);
+  kernels::Gemm(stream_, q_.gradient, gradient_qkv_, norm_.normed(), qkv_width(), hidden_, tokens,
+                options);
+  norm_.BackwardWeights(tokens, input, gradient_normed_, accumulate);
 }
 
 kernels::AttentionShape AttentionLayer::ShapeOf(const BatchShape& shape) const {

@@ -24,8 +24,10 @@ class AttentionLayer : public Layer {
   AttentionLayer(const LayerContext& context, const std::string& name, const RopeTable& rope);
 
   void Forward(const BatchShape& shape, const float* input, float* output) override;
-  void Backward(const BatchShape& shape, const float* input, float* gradient,
-                bool accumulate) override;
+  void BackwardInput(const BatchShape& shape, const float* input, const float* gradient_output,
+                     float* gradient_input) override;
+  void BackwardWeights(const BatchShape& shape, const float* input, const float* gradient_output,
+                       bool accumulate) override;
 
  private:
   kernels::AttentionShape ShapeOf(const BatchShape& shape) const;

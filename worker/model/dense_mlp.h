@@ -17,8 +17,10 @@ class DenseMlp : public Layer {
   DenseMlp(const LayerContext& context, const std::string& name);
 
   void Forward(const BatchShape& shape, const float* input, float* output) override;
-  void Backward(const BatchShape& shape, const float* input, float* gradient,
-                bool accumulate) override;
+  void BackwardInput(const BatchShape& shape, const float* input, const float* gradient_output,
+                     float* gradient_input) override;
+  void BackwardWeights(const BatchShape& shape, const float* input, const float* gradient_output,
+                       bool accumulate) override;
 
  private:
   Stream& stream_;

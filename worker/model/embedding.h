@@ -1,4 +1,4 @@
-// The embedding: the first thing of the first pipeline stage.
+// The embedding: the first thing of the model's first segment.
 // Invariant: as Layer's. A tied table's gradient already holds the head's part when Backward runs.
 // Threading: belongs to the step thread.
 #pragma once

@@ -26,7 +26,10 @@ Head::Head(const LayerContext& context)
       norm_(context, "model.norm.weight"),
       logits_(context.saved.Allocate<float>(context.tokens_max() * vocab_)),
       targets_(context.saved.Allocate<std::int32_t>(context.tokens_max())),
-      loss_(context.saved.Allocate<double>(1)) {}
+      loss_(context.saved.Allocate<double>(1)),
+      gradient_normed_(context.training
+                           ? context.between.Allocate<float>(context.tokens_max() * hidden_)
+                           : nullptr) {}
 
 double Head::ForwardLoss(const float* input, std::span<const std::int32_t> targets) {
   tokens_ = static_cast<std::int64_t>(targets.size());
@@ -44,12 +47,18 @@ double Head::ForwardLoss(const float* input, std::span<const std::int32_t> targe
   return *loss_;
 }
 
-void Head::Backward(const float* input, float loss_scale, float* gradient, bool accumulate) {
-  kernels::Gemm(stream_, output_.gradient, logits_, norm_.normed(), vocab_, hidden_, tokens_,
-                {.transpose_a = true, .alpha = loss_scale, .beta = accumulate ? 1.0f : 0.0f});
-  kernels::Gemm(stream_, gradient, logits_, output_.value, tokens_, hidden_, vocab_,
+void Head::BackwardInput(const float* input, float loss_scale, float* gradient_input) {
+  loss_scale_ = loss_scale;
+  kernels::Gemm(stream_, gradient_normed_, logits_, output_.value, tokens_, hidden_, vocab_,
                 {.alpha = loss_scale});
-  norm_.BackwardWithoutResidual(tokens_, input, gradient, accumulate);
+  norm_.BackwardInput(tokens_, input, gradient_normed_, /*gradient_residual=*/nullptr,
+                      gradient_input);
+}
+
+void Head::BackwardWeights(const float* input, bool accumulate) {
+  kernels::Gemm(stream_, output_.gradient, logits_, norm_.normed(), vocab_, hidden_, tokens_,
+                {.transpose_a = true, .alpha = loss_scale_, .beta = accumulate ? 1.0f : 0.0f});
+  norm_.BackwardWeights(tokens_, input, gradient_normed_, accumulate);
 }
 
 void Head::Logits(const float* input, std::int64_t tokens, float* logits) {

@@ -1,6 +1,6 @@
-// The head: final norm, output matrix and loss; the last thing of the last pipeline stage.
-// Invariant: ForwardLoss keeps the gradient of the loss's sum in place of the logits, so Backward
-// needs no second pass over the softmax.
+// The head: final norm, output matrix and loss; the last thing of the model's last segment.
+// Invariant: ForwardLoss keeps the gradient of the loss's sum in place of the logits, so the
+// backward needs no second pass over the softmax.
 // Threading: belongs to the step thread.
 #pragma once
 
@@ -21,8 +21,10 @@ class Head {
 
   // Sum over the tokens of the cross-entropy, in nats. input: (tokens, hidden).
   double ForwardLoss(const float* input, std::span<const std::int32_t> targets);
-  // gradient: (tokens, hidden), overwritten with that of the input, of loss_scale * loss.
-  void Backward(const float* input, float loss_scale, float* gradient, bool accumulate);
+  // gradient_input: (tokens, hidden), overwritten with that of the input, of loss_scale * loss.
+  void BackwardInput(const float* input, float loss_scale, float* gradient_input);
+  // Afterwards, of the same loss.
+  void BackwardWeights(const float* input, bool accumulate);
   // logits: (tokens, vocab).
   void Logits(const float* input, std::int64_t tokens, float* logits);
 
@@ -36,7 +38,9 @@ class Head {
   float* const logits_;  // (tokens, vocab)
   std::int32_t* const targets_;
   double* const loss_;
-  std::int64_t tokens_ = 0;  // of the latest ForwardLoss
+  float* const gradient_normed_;  // (tokens, hidden)
+  std::int64_t tokens_ = 0;       // of the latest ForwardLoss
+  float loss_scale_ = 1;          // of the latest BackwardInput
 };
 
 }  // namespace paceline

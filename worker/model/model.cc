@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/check.h"
 #include "worker/kernels/router.h"
 #include "worker/model/transformer.h"
 
@@ -80,15 +81,40 @@ absl::Status Validate(const ModelSection& model, const ModelOptions& options) {
   return ValidateSparse(model);
 }
 
+// Parts come from a layout, so only what the run file can ask for is the user's mistake.
+absl::Status ValidatePart(const ModelSection& model, const ModelOptions& options) {
+  const ModelPart& part = options.part;
+  PACELINE_CHECK(options.slots >= 1);
+  PACELINE_CHECK(part.first_expert >= 0 && part.end_expert <= model.n_routed_experts);
+  if (model.n_routed_experts > 0) {
+    PACELINE_CHECK(part.experts() > 0 && model.n_routed_experts % part.experts() == 0 &&
+                   part.first_expert % part.experts() == 0);
+  }
+  std::int64_t end = 0;
+  for (const LayerRange& segment : part.segments) {
+    PACELINE_CHECK(segment.first >= end && segment.layers() > 0 &&
+                   segment.end <= model.num_hidden_layers);
+    end = segment.end;
+  }
+  if (model.tie_word_embeddings && part.segments.front().layers() != model.num_hidden_layers) {
+    return absl::InvalidArgumentError(
+        "[model] tie_word_embeddings = true: the model cannot be split into segments, since the "
+        "first and the last would share a table; use pipeline = 1 or an untied output matrix");
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Model>> Model::Create(const ModelSection& section,
                                                      const ModelOptions& options, Stream& compute) {
   RETURN_IF_ERROR(Validate(section, options));
-  const Transformer measured(section, options, compute);
+  ModelOptions full = options;
+  if (full.part.segments.empty()) full.part = WholeModel(section);
+  RETURN_IF_ERROR(ValidatePart(section, full));
+  const Transformer measured(section, full, compute);
   ASSIGN_OR_RETURN(ArenaMemory memory, ArenaMemory::Map(measured.arena_bytes()));
-  return std::make_unique<Transformer>(section, options, compute, std::move(memory),
-                                       measured.scratch_bytes());
+  return std::make_unique<Transformer>(section, full, compute, std::move(memory), measured.sizes());
 }
 
 }  // namespace paceline

@@ -1,9 +1,18 @@
-// The model of one rank: forward and backward of a micro-batch, every layer written out, no
-// autograd. Memory comes from an arena sized at Create; Forward and Backward allocate nothing.
+// The model of one rank, the whole or a part of it: forward and backward of a micro-batch, every
+// layer written out, no autograd. Memory comes from an arena sized at Create; the passes allocate
+// nothing.
 //
-//   ZeroGradients; for each micro-batch { Forward; Backward }; reduce; AdamW on weights().
+//   for each micro-batch { Forward; Backward }; reduce; AdamW on weights().
 //
-// Invariant: equal weights and equal micro-batches give equal bits in loss and gradients.
+// A part consists of segments (ModelPart), numbered in ascending order of their layers. Each has
+// `slots` places for micro-batches in flight; a micro-batch holds its slot from Forward to the
+// last of its backward passes. Between segments the caller carries activations and gradients:
+//
+//   upstream output --> input | Forward  | output --> downstream input
+//   upstream gradient <-- gradient | Backward | gradient <-- downstream gradient
+//
+// Invariant: equal weights and equal micro-batches give equal bits in loss and gradients, in
+// however many segments and slots.
 // Threading: belongs to the step thread; kernels run on the compute stream given to Create.
 #pragma once
 
@@ -26,15 +35,29 @@ struct ModelOptions {
   std::int64_t micro_batch_size = 1;
   std::int64_t sequence_length = 0;
   bool training = true;  // false: no gradients, no saved activations
+  ModelPart part = {};   // without segments: the whole model
+  int slots = 1;         // micro-batches in flight in each segment
+  // BackwardInput and BackwardWeights are there too, for which a slot keeps more.
+  bool split_backward = false;
 };
 
 // tokens, targets: (micro_batch_size, sequence_length), row-major, every value in
-// [0, vocab_size). Fewer rows or a shorter sequence than the options' are allowed.
+// [0, vocab_size). Fewer rows or a shorter sequence than the options' are allowed. Only the
+// segment with the embedding reads tokens, only the one with the head targets.
 struct MicroBatch {
   std::span<const std::int32_t> tokens;
   std::span<const std::int32_t> targets;
   std::int64_t rows = 0;
   std::int64_t sequence = 0;
+};
+
+// What a slot shares with its caller: (rows * sequence, hidden_size) each, of the micro-batch at
+// hand. Slots have their own, so the caller may still be sending from one while another computes.
+struct SegmentBuffers {
+  float* input = nullptr;     // written by the caller before Forward; null with the embedding
+  float* output = nullptr;    // left by Forward; null with the head
+  float* gradient = nullptr;  // before the backward that of the output (with the head: anything),
+                              // after Backward or BackwardInput that of the input
 };
 
 struct ExpertLoad {
@@ -45,6 +68,7 @@ struct ExpertLoad {
 class Model {
  public:
   // kInvalidArgument names the field that does not fit. kResourceExhausted: not enough memory.
+  // A part with a tied table must be one segment with embedding and head.
   static absl::StatusOr<std::unique_ptr<Model>> Create(const ModelSection& section,
                                                        const ModelOptions& options,
                                                        Stream& compute);
@@ -54,28 +78,41 @@ class Model {
   virtual void Initialize(std::uint64_t seed) = 0;
 
   virtual const std::vector<Parameter>& parameters() const = 0;
-  virtual std::span<StateBuffer> state_buffers() = 0;
-  virtual std::span<float> weights() = 0;    // flat, parameters().offset into it
+  virtual std::span<StateBuffer> state_buffers() = 0;  // of the part's layers
+  virtual std::span<float> weights() = 0;              // flat, parameters().offset into it
   virtual std::span<float> gradients() = 0;  // of the latest micro-batch (or summed, see below)
-  // Contiguous ranges that cover the flat arrays, in the order in which Backward completes them.
+  // Ranges that cover the flat arrays, the last segment's first, and within a segment in the order
+  // in which its backward completes them. None holds parameters of two segments or regions.
   virtual const std::vector<GradientBucket>& buckets() const = 0;
 
   // Sum over the micro-batch's tokens of the cross-entropy in nats, rounded once to float32 (so
   // that sums of a few of them in float64 are exact and do not depend on their order).
-  // Keeps the activations for Backward. Expert loads are added to expert_tokens().
-  virtual float Forward(const MicroBatch& batch) = 0;
+  // 0 where the segment has no head. Keeps the activations for the backward. Expert loads are
+  // added to expert_tokens().
+  virtual float Forward(const MicroBatch& batch, int segment = 0, int slot = 0) = 0;
 
-  // Gradients of loss_scale * (sum over the micro-batch) of the latest Forward. `accumulate`:
-  // add to gradients(), else overwrite them. Calls bucket_ready(i) once bucket i of gradients()
-  // is complete on the compute stream, for i = 0, 1, ... buckets().size() - 1.
+  // Gradients of loss_scale * (sum over the micro-batch) of the slot's latest Forward.
+  // `accumulate`: add to the segment's part of gradients(), else overwrite it. Calls
+  // bucket_ready(i) once bucket i of gradients() is complete on the compute stream, for the
+  // segment's buckets in ascending order.
   virtual void Backward(float loss_scale, bool accumulate,
-                        const std::function<void(std::size_t)>& bucket_ready) = 0;
+                        const std::function<void(std::size_t)>& bucket_ready, int segment = 0,
+                        int slot = 0) = 0;
+  // The same in two passes, the second any time after the first. Gives the bits of Backward.
+  virtual void BackwardInput(float loss_scale, int segment, int slot) = 0;
+  virtual void BackwardWeights(bool accumulate,
+                               const std::function<void(std::size_t)>& bucket_ready, int segment,
+                               int slot) = 0;
 
-  // logits: (rows * sequence, vocab_size) of `batch`; targets are not read. For generation.
+  virtual SegmentBuffers buffers(int segment, int slot) = 0;
+
+  // logits: (rows * sequence, vocab_size) of `batch`; targets are not read. For generation; the
+  // model is whole, in one segment.
   virtual void Logits(const MicroBatch& batch, std::span<float> logits) = 0;
 
-  // Tokens each routed expert got since ResetExpertTokens: (sparse layers, n_routed_experts).
-  // Summed over ranks by the trainer before UpdateRouterBias.
+  // Tokens each routed expert got since ResetExpertTokens: (sparse layers, n_routed_experts) of
+  // the whole model, zero where a layer is not the part's. Summed over ranks by the trainer before
+  // UpdateRouterBias.
   virtual std::span<std::int64_t> expert_tokens() = 0;
   virtual void ResetExpertTokens() = 0;
   // bias += rate * sign(mean load - load), by layer and expert, from expert_tokens().

@@ -1,8 +1,7 @@
 // The feed-forward half of a sparse decoder layer: x + shared(n) + sum over the token's experts of
 // weight * expert(n), n = norm(x). Every token reaches every expert it chose (dropless): tokens
 // are sorted by expert and each expert multiplies its own rows.
-// Invariant: expert e's gate and up lie one after the other, expert after expert, and so do the
-// experts' downs, so that each product over all experts is one grouped call.
+// Invariant: as Layer's.
 // Threading: as Layer's.
 #pragma once
 
@@ -13,6 +12,7 @@
 #include "worker/kernels/router.h"
 #include "worker/model/layer.h"
 #include "worker/model/norm.h"
+#include "worker/model/routed_experts.h"
 #include "worker/model/swiglu_block.h"
 
 namespace paceline {
@@ -26,25 +26,24 @@ class MoeLayer : public Layer {
            std::int64_t* expert_tokens);
 
   void Forward(const BatchShape& shape, const float* input, float* output) override;
-  void Backward(const BatchShape& shape, const float* input, float* gradient,
-                bool accumulate) override;
+  void BackwardInput(const BatchShape& shape, const float* input, const float* gradient_output,
+                     float* gradient_input) override;
+  void BackwardWeights(const BatchShape& shape, const float* input, const float* gradient_output,
+                       bool accumulate) override;
 
  private:
   void RouteForward(std::int64_t tokens);
-  void ExpertsBackward(std::int64_t tokens, const float* gradient, bool accumulate);
-  void RouteBackward(std::int64_t tokens, bool accumulate);
+  void RouteBackward(std::int64_t tokens);
 
   Stream& stream_;
   const std::int64_t hidden_;
-  const std::int64_t intermediate_;  // of one expert
-  const std::int64_t experts_;
+  const std::int64_t expert_count_;
   const std::int64_t top_k_;
   const kernels::RouterOptions router_options_;
-  Weight gate_up_weights_;  // (experts, 2 * intermediate, hidden)
-  Weight down_weights_;     // (experts, hidden, intermediate)
-  Weight router_;           // (experts, hidden)
-  std::optional<SwigluBlock> shared_;
   Norm norm_;
+  const Weight router_;  // (experts, hidden)
+  RoutedExperts experts_;
+  std::optional<SwigluBlock> shared_;
   const float* const balancing_bias_;
   std::int64_t* const expert_tokens_;
 
@@ -56,13 +55,11 @@ class MoeLayer : public Layer {
   std::int32_t* row_ = nullptr;         // (assignments)
   std::int32_t* assignment_ = nullptr;  // (assignments)
   float* gathered_ = nullptr;           // (assignments, hidden)
-  float* gate_up_ = nullptr;            // (assignments, 2 * intermediate); backward: its gradient
-  float* activated_ = nullptr;          // (assignments, intermediate)
-  float* expert_out_ = nullptr;  // (assignments, hidden); backward: its gradient, then gathered's
-  float* gradient_weights_ = nullptr;    // (tokens, top_k)
-  float* gradient_logits_ = nullptr;     // (tokens, experts)
-  float* gradient_activated_ = nullptr;  // (assignments, intermediate)
-  float* gradient_normed_ = nullptr;     // (tokens, hidden)
+  float* expert_out_ = nullptr;         // (assignments, hidden); BackwardInput: its gradient
+  float* gradient_weights_ = nullptr;   // (tokens, top_k)
+  float* gradient_logits_ = nullptr;    // (tokens, experts)
+  float* gradient_gathered_ = nullptr;  // (assignments, hidden)
+  float* gradient_normed_ = nullptr;    // (tokens, hidden)
 };
 
 }  // namespace paceline

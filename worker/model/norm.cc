@@ -16,16 +16,16 @@ void Norm::Forward(std::int64_t tokens, const float* input) {
   kernels::RmsNormForward(stream_, normed_, rstd_, input, weight_.value, tokens, hidden_, eps_);
 }
 
-void Norm::Backward(std::int64_t tokens, const float* input, const float* gradient_normed,
-                    float* gradient, bool accumulate) {
-  kernels::RmsNormBackward(stream_, gradient, weight_.gradient, gradient_normed, input,
-                           weight_.value, rstd_, gradient, tokens, hidden_, accumulate);
+void Norm::BackwardInput(std::int64_t tokens, const float* input, const float* gradient_normed,
+                         const float* gradient_residual, float* gradient_input) {
+  kernels::RmsNormBackward(stream_, gradient_input, gradient_normed, input, weight_.value, rstd_,
+                           gradient_residual, tokens, hidden_);
 }
 
-void Norm::BackwardWithoutResidual(std::int64_t tokens, const float* input, float* gradient,
-                                   bool accumulate) {
-  kernels::RmsNormBackward(stream_, gradient, weight_.gradient, gradient, input, weight_.value,
-                           rstd_, /*dresidual=*/nullptr, tokens, hidden_, accumulate);
+void Norm::BackwardWeights(std::int64_t tokens, const float* input, const float* gradient_normed,
+                           bool accumulate) {
+  kernels::RmsNormWeightGradient(stream_, weight_.gradient, gradient_normed, input, rstd_, tokens,
+                                 hidden_, accumulate);
 }
 
 }  // namespace paceline

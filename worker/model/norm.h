@@ -1,5 +1,5 @@
 // The RMSNorm at the head of a layer, with what its backward needs.
-// Invariant: normed() is valid from Forward to the layer's Backward.
+// Invariant: normed() is valid from Forward to the layer's BackwardWeights.
 // Threading: belongs to the step thread.
 #pragma once
 
@@ -16,12 +16,12 @@ class Norm {
 
   // normed() = norm(input).
   void Forward(std::int64_t tokens, const float* input);
-  // gradient += that of norm(input), given that of normed(): the residual's gradient stays in.
-  void Backward(std::int64_t tokens, const float* input, const float* gradient_normed,
-                float* gradient, bool accumulate);
-  // gradient = that of norm(input), in place from that of normed(): where no residual passes by.
-  void BackwardWithoutResidual(std::int64_t tokens, const float* input, float* gradient,
-                               bool accumulate);
+  // gradient_input = that of the input through the norm, given that of normed(), plus
+  // gradient_residual, what reaches the input past the norm (null for nothing).
+  void BackwardInput(std::int64_t tokens, const float* input, const float* gradient_normed,
+                     const float* gradient_residual, float* gradient_input);
+  void BackwardWeights(std::int64_t tokens, const float* input, const float* gradient_normed,
+                       bool accumulate);
 
   const float* normed() const { return normed_; }
 

@@ -1,9 +1,11 @@
 // The trainable state of one rank as flat arrays: every parameter has one offset, and the
 // weights, gradients and optimizer moments are arrays with the same offsets. Whatever does
 // not care for names (AdamW, clipping, reduction, ZeRO-1) works on ranges of them.
-// Invariant: parameters are laid out in the order in which backward finishes them, so that a
-// prefix of the arrays is ready to reduce while the rest is computed; offsets are multiples
-// of kAlignElements and the padding between parameters is zero in every array.
+// The arrays have two regions: first what every data-parallel rank holds alike, then the routed
+// experts' parameters, which expert parallelism spreads over ranks and reduces over another group.
+// Invariant: within a region parameters are laid out in the order in which backward finishes
+// them, so that a prefix of it is ready to reduce while the rest is computed; offsets are
+// multiples of kAlignElements and the padding between parameters is zero in every array.
 // Threading: belongs to the step thread.
 #pragma once
 
@@ -20,18 +22,18 @@ namespace paceline {
 inline constexpr std::int64_t kAlignElements = 16;  // 64 bytes of float32
 
 struct Parameter {
-  std::string name;                 // Hugging Face's, global
-  std::vector<std::int64_t> shape;  // of this rank's slice (all of it without expert parallel)
-  std::int64_t offset = 0;          // into the flat arrays, elements
+  std::string name;  // Hugging Face's, global
+  std::vector<std::int64_t> shape;
+  std::int64_t offset = 0;  // into the flat arrays, elements
   std::int64_t elements = 0;
   bool weight_decay = false;  // matrices and embeddings: true; norms: false
 };
 
-// A range of the flat arrays that is complete once backward has passed `ready_after`.
+// A range of the flat arrays, all of it in one region, that is reduced in one piece.
 struct GradientBucket {
   std::int64_t offset = 0;
   std::int64_t elements = 0;
-  bool expert = false;  // routed experts' parameters, which only some data-parallel ranks share
+  bool expert = false;  // which region: routed experts' parameters, or what all ranks hold
 };
 
 // Buffers that are state but not trained by gradients: balancing biases, float32.

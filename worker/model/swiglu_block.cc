@@ -19,29 +19,38 @@ SwigluBlock::SwigluBlock(const LayerContext& context, const std::string& prefix,
                               ? context.scratch.Allocate<float>(context.tokens_max() * intermediate)
                               : nullptr) {}
 
-void SwigluBlock::Forward(std::int64_t tokens, const float* input, float* output) {
+void SwigluBlock::ForwardGateUp(std::int64_t tokens, const float* input) {
   kernels::Gemm(stream_, gate_up_, input, gate_.value, tokens, 2 * intermediate_, hidden_,
                 {.transpose_b = true});
   kernels::SwigluForward(stream_, activated_, gate_up_, gate_up_ + intermediate_, tokens,
                          intermediate_, 2 * intermediate_);
+}
+
+void SwigluBlock::ForwardDown(std::int64_t tokens, float* output) {
   kernels::Gemm(stream_, output, activated_, down_.value, tokens, hidden_, intermediate_,
                 {.transpose_b = true, .beta = 1.0f});
 }
 
-void SwigluBlock::Backward(std::int64_t tokens, const float* input, const float* gradient_output,
-                           float* gradient_input, float beta, bool accumulate) {
-  const float weight_beta = accumulate ? 1.0f : 0.0f;
-  kernels::Gemm(stream_, down_.gradient, gradient_output, activated_, hidden_, intermediate_,
-                tokens, {.transpose_a = true, .beta = weight_beta});
+void SwigluBlock::BackwardDown(std::int64_t tokens, const float* gradient_output) {
   kernels::Gemm(stream_, gradient_activated_, gradient_output, down_.value, tokens, intermediate_,
                 hidden_);
   kernels::SwigluBackward(stream_, gate_up_, gate_up_ + intermediate_, gradient_activated_,
                           gate_up_, gate_up_ + intermediate_, tokens, intermediate_,
                           2 * intermediate_);
-  kernels::Gemm(stream_, gate_.gradient, gate_up_, input, 2 * intermediate_, hidden_, tokens,
-                {.transpose_a = true, .beta = weight_beta});
+}
+
+void SwigluBlock::BackwardGateUp(std::int64_t tokens, float* gradient_input, float beta) {
   kernels::Gemm(stream_, gradient_input, gate_up_, gate_.value, tokens, hidden_, 2 * intermediate_,
                 {.beta = beta});
+}
+
+void SwigluBlock::BackwardWeights(std::int64_t tokens, const float* input,
+                                  const float* gradient_output, bool accumulate) {
+  const kernels::GemmOptions options{.transpose_a = true, .beta = accumulate ? 1.0f : 0.0f};
+  kernels::Gemm(stream_, down_.gradient, gradient_output, activated_, hidden_, intermediate_,
+                tokens, options);
+  kernels::Gemm(stream_, gate_.gradient, gate_up_, input, 2 * intermediate_, hidden_, tokens,
+                options);
 }
 
 }  // namespace paceline

@@ -16,11 +16,17 @@ class SwigluBlock {
   // Parameters: PREFIX.{gate,up,down}_proj.weight.
   SwigluBlock(const LayerContext& context, const std::string& prefix, std::int64_t intermediate);
 
-  // output += block(input).  input, output: (tokens, hidden).
-  void Forward(std::int64_t tokens, const float* input, float* output);
-  // gradient_input = (that of input) + beta * gradient_input, given that of the output.
-  void Backward(std::int64_t tokens, const float* input, const float* gradient_output,
-                float* gradient_input, float beta, bool accumulate);
+  // output += block(input), in two halves, so that another's work may stand between them.
+  // input, output: (tokens, hidden).
+  void ForwardGateUp(std::int64_t tokens, const float* input);
+  void ForwardDown(std::int64_t tokens, float* output);
+  // gradient_input = (that of input) + beta * gradient_input, given that of the output; in two
+  // halves again.
+  void BackwardDown(std::int64_t tokens, const float* gradient_output);
+  void BackwardGateUp(std::int64_t tokens, float* gradient_input, float beta);
+  // Afterwards; input and gradient_output as before.
+  void BackwardWeights(std::int64_t tokens, const float* input, const float* gradient_output,
+                       bool accumulate);
 
  private:
   Stream& stream_;
@@ -29,7 +35,7 @@ class SwigluBlock {
   const Weight gate_;  // (2 * intermediate, hidden) with up
   const Weight up_;
   const Weight down_;       // (hidden, intermediate)
-  float* const gate_up_;    // (tokens, 2 * intermediate); backward turns it into its gradient
+  float* const gate_up_;    // (tokens, 2 * intermediate); BackwardDown turns it into its gradient
   float* const activated_;  // (tokens, intermediate)
   float* const gradient_activated_;
 };

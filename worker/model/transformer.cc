@@ -3,60 +3,53 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "worker/kernels/elementwise.h"
 #include "worker/kernels/rope.h"
-#include "worker/model/dense_mlp.h"
-#include "worker/model/moe_layer.h"
 
 namespace paceline {
 
-std::vector<GradientBucket> MergeIntoBuckets(const std::vector<std::int64_t>& completed) {
+SegmentBuckets MergeIntoBuckets(const RegionElements& start,
+                                const std::vector<RegionElements>& completed,
+                                std::int64_t expert_start) {
   constexpr auto kElementsMin = kBucketBytesMin / static_cast<std::int64_t>(sizeof(float));
-  std::vector<GradientBucket> buckets;
-  std::int64_t start = 0;
-  for (const std::int64_t end : completed) {
-    if (end - start < kElementsMin && end != completed.back()) continue;
-    if (end == start) continue;
-    buckets.push_back({start, end - start});
-    start = end;
+  SegmentBuckets merged;
+  RegionElements open = start;
+  for (std::size_t part = 0; part < completed.size(); ++part) {
+    const auto close = [&](std::int64_t& from, std::int64_t end, bool expert) {
+      if (end - from < kElementsMin && part + 1 < completed.size()) return;
+      if (end == from) return;
+      merged.buckets.push_back({(expert ? expert_start : 0) + from, end - from, expert});
+      from = end;
+    };
+    close(open.replicated, completed[part].replicated, /*expert=*/false);
+    close(open.expert, completed[part].expert, /*expert=*/true);
+    merged.complete_after.push_back(merged.buckets.size());
   }
-  return buckets;
+  return merged;
 }
 
 Transformer::Transformer(const ModelSection& section, const ModelOptions& options, Stream& compute,
-                         ArenaMemory memory, std::int64_t scratch_bytes)
-    : section_(section), options_(options), stream_(compute), memory_(std::move(memory)) {
+                         ArenaMemory memory, const TransformerSizes& sizes)
+    : section_(section),
+      options_(options),
+      stream_(compute),
+      memory_(std::move(memory)),
+      sizes_(sizes) {
   if (memory_.data() != nullptr) {
-    const std::int64_t saved_bytes = memory_.bytes() - scratch_bytes;
-    saved_ = Arena(memory_.data(), saved_bytes);
-    scratch_ = Arena(memory_.data() + saved_bytes, scratch_bytes);
+    saved_ = Arena(memory_.data(), sizes.saved_bytes);
+    scratch_ = Arena(memory_.data() + sizes.saved_bytes, sizes.scratch_bytes);
   }
   AllocateState();
-  AllocateActivations();
-  const LayerContext context{.section = section_,
-                             .rows_max = options_.micro_batch_size,
-                             .sequence_max = options_.sequence_length,
-                             .training = options_.training,
-                             .stream = stream_,
-                             .parameters = layout_,
-                             .saved = saved_,
-                             .scratch = scratch_};
-  // In the order of backward, which is the order of the flat arrays.
-  std::int64_t saved_before = saved_.used();
-  head_.emplace(context);
-  FinishPart(context, saved_before);
-  BuildLayers(context, 0, section_.num_hidden_layers);
-  saved_before = saved_.used();
-  embedding_.emplace(context);
-  FinishPart(context, saved_before);
-  if (section_.tie_word_embeddings) head_->TieTo(embedding_->table());
-  buckets_ = MergeIntoBuckets(completed_);
+  BuildSegments();
+  parameters_ = layout_.parameters();
 }
 
 void Transformer::AllocateState() {
-  const std::int64_t elements = SizeOfModel(section_).parameters;
+  std::int64_t elements = 0;
+  for (const TensorShape& tensor : ModelTensors(section_, options_.part)) {
+    elements += tensor.elements();
+  }
   const bool measures = memory_.data() == nullptr;
   const auto take = [&](auto& span, std::int64_t count) {
     auto* data = saved_.Allocate<typename std::decay_t<decltype(span)>::element_type>(count);
@@ -64,20 +57,31 @@ void Transformer::AllocateState() {
   };
   take(weights_, elements);
   if (options_.training) take(gradients_, elements);
-  layout_ = measures ? ParameterLayout() : ParameterLayout(weights_.data(), gradients_.data());
+  if (!measures) {
+    layout_ = ParameterLayout(weights_.data(), gradients_.data(), sizes_.elements.replicated);
+  }
+  const std::int64_t experts =
+      SparseLayersBefore(section_, section_.num_hidden_layers) * section_.n_routed_experts;
+  take(expert_tokens_, experts);
+  take(balancing_biases_, ModelStateBuffers(section_).empty() ? 0 : experts);
+  if (!measures) NameStateBuffers();
+}
 
-  take(expert_tokens_, SparseLayersBefore(section_.num_hidden_layers) * section_.n_routed_experts);
-  std::vector<TensorShape> biases = ModelStateBuffers(section_);
-  take(balancing_biases_, static_cast<std::int64_t>(biases.size()) * section_.n_routed_experts);
-  if (measures) return;
-  float* bias = balancing_biases_.data();
-  for (TensorShape& tensor : biases) {
-    state_buffers_.push_back({std::move(tensor.name), std::move(tensor.shape), bias});
-    bias += section_.n_routed_experts;
+void Transformer::NameStateBuffers() {
+  std::vector<TensorShape> biases = ModelStateBuffers(section_, options_.part);
+  auto bias = biases.begin();
+  for (const LayerRange& segment : options_.part.segments) {
+    for (std::int64_t layer = segment.first; layer < segment.end && bias != biases.end(); ++layer) {
+      if (!section_.IsSparse(layer)) continue;
+      const std::int64_t row = SparseLayersBefore(section_, layer);
+      state_buffers_.push_back({std::move(bias->name), std::move(bias->shape),
+                                balancing_biases_.data() + row * section_.n_routed_experts});
+      ++bias;
+    }
   }
 }
 
-void Transformer::AllocateActivations() {
+void Transformer::BuildSegments() {
   const std::int64_t angles = options_.sequence_length * (section_.head_dim / 2);
   auto* cosines = saved_.Allocate<float>(angles);
   auto* sines = saved_.Allocate<float>(angles);
@@ -85,55 +89,55 @@ void Transformer::AllocateActivations() {
     kernels::RopeTables(cosines, sines, options_.sequence_length, section_.head_dim,
                         section_.rope_theta);
   }
-  rope_ = {cosines, sines};
-
-  const std::int64_t stream_elements =
-      options_.micro_batch_size * options_.sequence_length * section_.hidden_size;
-  const std::size_t residuals = 2 * static_cast<std::size_t>(section_.num_hidden_layers) + 1;
-  const std::size_t distinct = options_.training ? residuals : 2;
-  for (std::size_t i = 0; i < residuals; ++i) {
-    residual_.push_back(i < distinct ? saved_.Allocate<float>(stream_elements)
-                                     : residual_[i % distinct]);
+  SegmentOptions options;
+  options.rope = {cosines, sines};
+  options.split_backward = options_.split_backward;
+  options.routing = {balancing_biases_.empty() ? nullptr : balancing_biases_.data(),
+                     expert_tokens_.data()};
+  if (options_.training && !options_.split_backward) {
+    options.gradient_scratch = saved_.Allocate<float>(
+        options_.micro_batch_size * options_.sequence_length * section_.hidden_size);
   }
-  if (options_.training) gradient_ = saved_.Allocate<float>(stream_elements);
+  const std::size_t count = options_.part.segments.size();
+  segments_.resize(count * static_cast<std::size_t>(options_.slots));
+  bucket_ranges_.resize(count);
+  for (std::size_t index = count; index-- > 0;) BuildSegment(index, options);
 }
 
-void Transformer::BuildLayers(const LayerContext& context, std::int64_t first_layer,
-                              std::int64_t end_layer) {
-  for (std::int64_t layer = end_layer - 1; layer >= first_layer; --layer) {
-    const std::string name = absl::StrCat("model.layers.", layer);
-    std::int64_t saved_before = saved_.used();
-    if (section_.IsSparse(layer)) {
-      const std::int64_t first_expert = SparseLayersBefore(layer) * section_.n_routed_experts;
-      layers_.push_back(std::make_unique<MoeLayer>(
-          context, name,
-          balancing_biases_.empty() ? nullptr : balancing_biases_.data() + first_expert,
-          expert_tokens_.empty() ? nullptr : expert_tokens_.data() + first_expert));
-    } else {
-      layers_.push_back(std::make_unique<DenseMlp>(context, name));
-    }
-    FinishPart(context, saved_before);
-    saved_before = saved_.used();
-    layers_.push_back(std::make_unique<AttentionLayer>(context, name, rope_));
-    FinishPart(context, saved_before);
+void Transformer::BuildSegment(std::size_t index, SegmentOptions options) {
+  options.layers = options_.part.segments[index];
+  const ParameterLayout before = layout_;
+  const auto slots = static_cast<std::size_t>(options_.slots);
+  for (std::size_t slot = 0; slot < slots; ++slot) {
+    layout_ = before;  // every slot has the same parameters
+    const LayerContext context{
+        .section = section_,
+        .first_expert = options_.part.first_expert,
+        .end_expert = options_.part.end_expert,
+        .rows_max = options_.micro_batch_size,
+        .sequence_max = options_.sequence_length,
+        .training = options_.training,
+        .stream = stream_,
+        .parameters = layout_,
+        .saved = options_.training ? saved_ : scratch_,
+        .between = options_.training && options_.split_backward ? saved_ : scratch_,
+        .scratch = scratch_};
+    segments_[index * slots + slot] = std::make_unique<Segment>(context, options, saved_);
   }
-  std::reverse(layers_.begin(), layers_.end());
+  SegmentBuckets merged = MergeIntoBuckets(before.elements(), segments_[index * slots]->completed(),
+                                           layout_.expert_start());
+  bucket_ranges_[index] = {buckets_.size(), std::move(merged.complete_after)};
+  buckets_.insert(buckets_.end(), merged.buckets.begin(), merged.buckets.end());
 }
 
-void Transformer::FinishPart(const LayerContext& context, std::int64_t saved_before) {
-  completed_.push_back(layout_.elements());
-  context.scratch.Rewind(0);
-  if (!context.training) context.saved.Rewind(saved_before);
-}
-
-std::int64_t Transformer::SparseLayersBefore(std::int64_t layer) const {
-  std::int64_t count = 0;
-  for (std::int64_t i = 0; i < layer; ++i) count += section_.IsSparse(i) ? 1 : 0;
-  return count;
+Segment& Transformer::At(int segment, int slot) {
+  PACELINE_CHECK(segment >= 0 && static_cast<std::size_t>(segment) < bucket_ranges_.size());
+  PACELINE_CHECK(slot >= 0 && slot < options_.slots);
+  return *segments_[static_cast<std::size_t>(segment * options_.slots + slot)];
 }
 
 void Transformer::Initialize(std::uint64_t seed) {
-  for (const Parameter& parameter : layout_.parameters()) {
+  for (const Parameter& parameter : parameters_) {
     const std::span<float> values = weights_.subspan(static_cast<std::size_t>(parameter.offset),
                                                      static_cast<std::size_t>(parameter.elements));
     if (parameter.shape.size() == 1) {
@@ -145,51 +149,41 @@ void Transformer::Initialize(std::uint64_t seed) {
   std::fill(balancing_biases_.begin(), balancing_biases_.end(), 0.0f);
 }
 
-void Transformer::ForwardToHead(const MicroBatch& batch) {
-  shape_ = {batch.rows, batch.sequence};
-  PACELINE_CHECK(batch.rows <= options_.micro_batch_size &&
-                 batch.sequence <= options_.sequence_length &&
-                 static_cast<std::int64_t>(batch.tokens.size()) == shape_.tokens());
-  embedding_->Forward(batch.tokens, residual_[0]);
-  for (std::size_t i = 0; i < layers_.size(); ++i) {
-    layers_[i]->Forward(shape_, residual_[i], residual_[i + 1]);
-  }
-}
-
-float Transformer::Forward(const MicroBatch& batch) {
-  PACELINE_CHECK(batch.targets.size() == batch.tokens.size());
-  ForwardToHead(batch);
-  ready_for_backward_ = options_.training;
-  return static_cast<float>(head_->ForwardLoss(residual_.back(), batch.targets));
+float Transformer::Forward(const MicroBatch& batch, int segment, int slot) {
+  return At(segment, slot).Forward(batch);
 }
 
 void Transformer::Backward(float loss_scale, bool accumulate,
-                           const std::function<void(std::size_t)>& bucket_ready) {
-  PACELINE_CHECK(ready_for_backward_);
-  ready_for_backward_ = false;
-  std::size_t next_bucket = 0;
-  const auto report = [&](std::size_t part) {
-    while (next_bucket < buckets_.size() &&
-           buckets_[next_bucket].offset + buckets_[next_bucket].elements <= completed_[part]) {
-      bucket_ready(next_bucket++);
-    }
-  };
-  head_->Backward(residual_.back(), loss_scale, gradient_, accumulate);
-  report(0);
-  for (std::size_t i = layers_.size(); i-- > 0;) {
-    layers_[i]->Backward(shape_, residual_[i], gradient_, accumulate);
-    report(layers_.size() - i);
-  }
-  // A tied table already holds the head's part.
-  embedding_->Backward(gradient_, accumulate || section_.tie_word_embeddings);
-  report(layers_.size() + 1);
+                           const std::function<void(std::size_t)>& bucket_ready, int segment,
+                           int slot) {
+  At(segment, slot).Backward(loss_scale, accumulate, [&](std::size_t part) {
+    ReportBuckets(segment, part, bucket_ready);
+  });
+}
+
+void Transformer::BackwardInput(float loss_scale, int segment, int slot) {
+  At(segment, slot).BackwardInput(loss_scale);
+}
+
+void Transformer::BackwardWeights(bool accumulate,
+                                  const std::function<void(std::size_t)>& bucket_ready, int segment,
+                                  int slot) {
+  At(segment, slot).BackwardWeights(accumulate, [&](std::size_t part) {
+    ReportBuckets(segment, part, bucket_ready);
+  });
+}
+
+void Transformer::ReportBuckets(int segment, std::size_t part,
+                                const std::function<void(std::size_t)>& bucket_ready) const {
+  const BucketRange& range = bucket_ranges_[static_cast<std::size_t>(segment)];
+  std::size_t next = part == 0 ? 0 : range.complete_after[part - 1];
+  while (next < range.complete_after[part]) bucket_ready(range.first + next++);
 }
 
 void Transformer::Logits(const MicroBatch& batch, std::span<float> logits) {
-  ForwardToHead(batch);
-  ready_for_backward_ = false;
-  PACELINE_CHECK(static_cast<std::int64_t>(logits.size()) == shape_.tokens() * section_.vocab_size);
-  head_->Logits(residual_.back(), shape_.tokens(), logits.data());
+  PACELINE_CHECK(static_cast<std::int64_t>(logits.size()) ==
+                 batch.rows * batch.sequence * section_.vocab_size);
+  At(0, 0).Logits(batch, logits);
 }
 
 void Transformer::ResetExpertTokens() {

@@ -1,57 +1,71 @@
-// Transformer is the Model: embedding, layers, head, over one arena.
+// Transformer is the Model: segments (segment.h) over one arena, and the flat arrays.
 //
-//   tokens -> embedding -> residual[0] -> layers[0] -> residual[1] ... -> head -> loss
-//
-// Invariant: head, layers and embedding lay out their parameters in the order in which backward
-// finishes them, so completed_[i] elements of the flat arrays are done after the i-th of them.
+// Invariant: segments lay out their parameters last to first, so that the flat arrays have them in
+// the order in which backward finishes them.
 // Threading: as Model's.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "worker/model/arena.h"
 #include "worker/model/arena_memory.h"
-#include "worker/model/attention_layer.h"
-#include "worker/model/embedding.h"
-#include "worker/model/head.h"
 #include "worker/model/layer.h"
 #include "worker/model/model.h"
+#include "worker/model/segment.h"
 
 namespace paceline {
 
-// A bucket is closed at the end of the layer with which it reaches this size: large enough that a
+// A bucket is closed at the end of the part with which it reaches this size: large enough that a
 // collective's latency does not count, small enough that much of backward is left to hide it.
 inline constexpr std::int64_t kBucketBytesMin = std::int64_t{1} << 20;
 
-// Parts of `completed` (elements done after each step of backward, ascending) merged into buckets.
-std::vector<GradientBucket> MergeIntoBuckets(const std::vector<std::int64_t>& completed);
+// The buckets of one segment, whose parameters begin at `start` in each region, and of which
+// completed[i] elements are done after part i. complete_after[i] of them are then complete.
+struct SegmentBuckets {
+  std::vector<GradientBucket> buckets;
+  std::vector<std::size_t> complete_after;
+};
+SegmentBuckets MergeIntoBuckets(const RegionElements& start,
+                                const std::vector<RegionElements>& completed,
+                                std::int64_t expert_start);
+
+// What a model needs, as measured.
+struct TransformerSizes {
+  std::int64_t saved_bytes = 0;
+  std::int64_t scratch_bytes = 0;
+  RegionElements elements;
+};
 
 class Transformer : public Model {
  public:
-  // Only measures: arena_bytes() and scratch_bytes() then say how much it would take.
+  // Only measures: sizes() then says what it would take.
   Transformer(const ModelSection& section, const ModelOptions& options, Stream& compute)
-      : Transformer(section, options, compute, ArenaMemory(), 0) {}
-  // memory: arena_bytes(), the last scratch_bytes() of them for scratch.
+      : Transformer(section, options, compute, ArenaMemory(), {}) {}
+  // options.part has segments. memory: saved_bytes, then scratch_bytes of `sizes`.
   Transformer(const ModelSection& section, const ModelOptions& options, Stream& compute,
-              ArenaMemory memory, std::int64_t scratch_bytes);
+              ArenaMemory memory, const TransformerSizes& sizes);
 
-  std::int64_t scratch_bytes() const { return scratch_.peak(); }
+  TransformerSizes sizes() const { return {saved_.peak(), scratch_.peak(), layout_.elements()}; }
 
   void Initialize(std::uint64_t seed) override;
-  const std::vector<Parameter>& parameters() const override { return layout_.parameters(); }
+  const std::vector<Parameter>& parameters() const override { return parameters_; }
   std::span<StateBuffer> state_buffers() override { return state_buffers_; }
   std::span<float> weights() override { return weights_; }
   std::span<float> gradients() override { return gradients_; }
   const std::vector<GradientBucket>& buckets() const override { return buckets_; }
-  float Forward(const MicroBatch& batch) override;
+  float Forward(const MicroBatch& batch, int segment, int slot) override;
   void Backward(float loss_scale, bool accumulate,
-                const std::function<void(std::size_t)>& bucket_ready) override;
+                const std::function<void(std::size_t)>& bucket_ready, int segment,
+                int slot) override;
+  void BackwardInput(float loss_scale, int segment, int slot) override;
+  void BackwardWeights(bool accumulate, const std::function<void(std::size_t)>& bucket_ready,
+                       int segment, int slot) override;
+  SegmentBuffers buffers(int segment, int slot) override { return At(segment, slot).buffers(); }
   void Logits(const MicroBatch& batch, std::span<float> logits) override;
   std::span<std::int64_t> expert_tokens() override { return expert_tokens_; }
   void ResetExpertTokens() override;
@@ -61,39 +75,40 @@ class Transformer : public Model {
   std::int64_t arena_bytes() const override { return saved_.peak() + scratch_.peak(); }
 
  private:
+  // The buckets of one segment within buckets_.
+  struct BucketRange {
+    std::size_t first = 0;
+    std::vector<std::size_t> complete_after;  // by part, how many
+  };
+
   void AllocateState();
-  void AllocateActivations();
-  void BuildLayers(const LayerContext& context, std::int64_t first_layer, std::int64_t end_layer);
-  // Ends what the latest constructed part needs only while it runs.
-  void FinishPart(const LayerContext& context, std::int64_t saved_before);
-  std::int64_t SparseLayersBefore(std::int64_t layer) const;
-  void ForwardToHead(const MicroBatch& batch);
+  void NameStateBuffers();
+  void BuildSegments();
+  void BuildSegment(std::size_t index, SegmentOptions options);
+  Segment& At(int segment, int slot);
+  // Those of the segment's buckets that its part `part` completes.
+  void ReportBuckets(int segment, std::size_t part,
+                     const std::function<void(std::size_t)>& bucket_ready) const;
 
   const ModelSection section_;
   const ModelOptions options_;
   Stream& stream_;
   const ArenaMemory memory_;
+  const TransformerSizes sizes_;
   Arena saved_;
   Arena scratch_;
 
   std::span<float> weights_;
   std::span<float> gradients_;
-  std::span<float> balancing_biases_;  // (sparse layers, n_routed_experts), or empty
-  std::span<std::int64_t> expert_tokens_;
+  std::span<float> balancing_biases_;      // as RoutingState's, or empty
+  std::span<std::int64_t> expert_tokens_;  // likewise
   std::vector<StateBuffer> state_buffers_;
-  RopeTable rope_;
-  std::vector<float*> residual_;  // one more than layers; without training they take turns
-  float* gradient_ = nullptr;     // of the residual stream, (tokens, hidden)
 
   ParameterLayout layout_;
-  std::optional<Head> head_;
-  std::vector<std::unique_ptr<Layer>> layers_;
-  std::optional<Embedding> embedding_;
-  std::vector<std::int64_t> completed_;
+  std::vector<Parameter> parameters_;
+  std::vector<std::unique_ptr<Segment>> segments_;  // of segment s, slot i: s * slots + i
   std::vector<GradientBucket> buckets_;
-
-  BatchShape shape_;  // of the latest Forward
-  bool ready_for_backward_ = false;
+  std::vector<BucketRange> bucket_ranges_;  // by segment
 };
 
 }  // namespace paceline

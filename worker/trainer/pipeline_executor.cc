@@ -152,6 +152,8 @@ void PipelineExecutor::Backward(const PipelineAction& action, const PassHandlers
     return;
   }
   if (HasNext(action.segment)) WaitFor(slot.gradient_received);
+  // The head writes a gradient that it has not received: the one before must have gone.
+  WaitFor(slot.gradient_sent);
   if (action.pass == Pass::kBackward) {
     model_.Backward(handlers.loss_scale, accumulate, bucket_ready, action.segment, index);
   } else {

@@ -42,6 +42,36 @@ ParallelLayout LayoutOf(const v1::Layout& told) {
   return layout;
 }
 
+// What the coordinator says is checked here: the trainer itself relies on it.
+absl::Status CheckPlace(const RunFile& run_file, const v1::RankStart& start) {
+  const ParallelLayout layout = LayoutOf(start.layout());
+  const bool sizes_fit = layout.pipeline >= 1 && layout.data >= 1 && layout.expert >= 1 &&
+                         layout.virtual_stages >= 1 && layout.data % layout.expert == 0;
+  if (!sizes_fit || start.rank() < 0 || start.rank() >= layout.world_size()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "rank ", start.rank(), " has no place in layout pipeline ", layout.pipeline, " x data ",
+        layout.data, " (expert ", layout.expert, ")"));
+  }
+  const TrainSection& train = run_file.train;
+  if (train.global_batch_size % (train.micro_batch_size * layout.data) != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("[train] global_batch_size = ", train.global_batch_size,
+                     " does not split over ", layout.data, " data-parallel ranks"));
+  }
+  const std::int64_t segments = std::int64_t{layout.pipeline} * layout.virtual_stages;
+  if (segments > run_file.model.num_hidden_layers) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("[model] num_hidden_layers = ", run_file.model.num_hidden_layers,
+                     " does not split into ", segments, " segments"));
+  }
+  return CheckPipelineShape(
+      {.schedule = layout.schedule,
+       .stages = layout.pipeline,
+       .virtual_stages = layout.virtual_stages,
+       .micro_batches =
+           static_cast<int>(train.global_batch_size / (train.micro_batch_size * layout.data))});
+}
+
 // The name of the first parameter that is not finite in `range` of a flat array; empty when all
 // are. NaN or not, a stream that has failed has no answer: empty.
 std::string FirstNonFinite(Stream& stream, const std::vector<Parameter>& parameters,
@@ -84,6 +114,7 @@ Trainer::Trainer(const RunFile& run_file, const v1::RankStart& start, Generation
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const RunFile& run_file,
                                                          const v1::RankStart& start,
                                                          GenerationControl& control, Send send) {
+  RETURN_IF_ERROR(CheckPlace(run_file, start));
   std::unique_ptr<Trainer> trainer(new Trainer(run_file, start, control, std::move(send)));
   RETURN_IF_ERROR(trainer->Load());
   return trainer;
@@ -135,7 +166,7 @@ absl::Status Trainer::LoadCheckpoint() {
 
 absl::Status Trainer::Run(ParallelGroups& groups) {
   groups_ = &groups;
-  if (layout_.expert > 1) model_->UseExpertGroup(groups.expert(), expert_communication_);
+  // EXPERTS
   executor_ = std::make_unique<PipelineExecutor>(
       *model_, groups, ActivationSlots(actions_),
       static_cast<std::size_t>(run_file_.train.micro_batch_size * run_file_.train.sequence_length *

@@ -1,5 +1,6 @@
 #include "worker/kernels/rmsnorm.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "worker/kernels/cpu/vector.h"
@@ -57,7 +58,6 @@ PACELINE_INLINE float WeightedDot(const float* dy, const float* weight, const fl
 
 struct BackwardArguments {
   float* dx;
-  float* dweight;
   const float* dy;
   const float* x;
   const float* weight;
@@ -71,15 +71,12 @@ PACELINE_VECTOR_CLONES
 void Backward(const BackwardArguments& args) {
   const std::int64_t cols = args.cols;
   const float* weight = args.weight;
-  float* dweight = args.dweight;
   for (std::int64_t r = 0; r < args.rows; ++r) {
     const float* dy = args.dy + r * cols;
     const float* x = args.x + r * cols;
     float* dx = args.dx + r * cols;
     const float rstd = args.rstd[r];
     const float mean = WeightedDot(dy, weight, x, cols) * rstd / static_cast<float>(cols);
-#pragma GCC ivdep
-    for (std::int64_t c = 0; c < cols; ++c) dweight[c] = Fma(dy[c], x[c] * rstd, dweight[c]);
     if (args.dresidual == nullptr) {
 #pragma GCC ivdep
       for (std::int64_t c = 0; c < cols; ++c) {
@@ -91,6 +88,20 @@ void Backward(const BackwardArguments& args) {
       for (std::int64_t c = 0; c < cols; ++c) {
         dx[c] = RmsNormBackwardBody(dy[c], weight[c], x[c], rstd, mean) + dresidual[c];
       }
+    }
+  }
+}
+
+PACELINE_VECTOR_CLONES
+void WeightGradient(float* dweight, const float* dy, const float* x, const float* rstd,
+                    std::int64_t rows, std::int64_t cols) {
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const float* dy_row = dy + r * cols;
+    const float* x_row = x + r * cols;
+    const float scale = rstd[r];
+#pragma GCC ivdep
+    for (std::int64_t c = 0; c < cols; ++c) {
+      dweight[c] = Fma(dy_row[c], x_row[c] * scale, dweight[c]);
     }
   }
 }
@@ -108,15 +119,19 @@ void AddRmsNormForward(Stream& stream, float* sum, float* y, float* rstd, const 
   stream.Enqueue([=] { AddForward(sum, y, rstd, a, b, weight, rows, cols, eps); });
 }
 
-void RmsNormBackward(Stream& stream, float* dx, float* dweight, const float* dy, const float* x,
+void RmsNormBackward(Stream& stream, float* dx, const float* dy, const float* x,
                      const float* weight, const float* rstd, const float* dresidual,
-                     std::int64_t rows, std::int64_t cols, bool accumulate_dweight) {
-  const BackwardArguments args{dx, dweight, dy, x, weight, rstd, dresidual, rows, cols};
+                     std::int64_t rows, std::int64_t cols) {
+  const BackwardArguments args{dx, dy, x, weight, rstd, dresidual, rows, cols};
+  stream.Enqueue([=] { Backward(args); });
+}
+
+void RmsNormWeightGradient(Stream& stream, float* dweight, const float* dy, const float* x,
+                           const float* rstd, std::int64_t rows, std::int64_t cols,
+                           bool accumulate) {
   stream.Enqueue([=] {
-    if (!accumulate_dweight) {
-      for (std::int64_t c = 0; c < args.cols; ++c) args.dweight[c] = 0.0f;
-    }
-    Backward(args);
+    if (!accumulate) std::fill_n(dweight, cols, 0.0f);
+    WeightGradient(dweight, dy, x, rstd, rows, cols);
   });
 }
 

@@ -50,4 +50,15 @@ void SwigluBackward(Stream& stream, float* dgate, float* dup, const float* dy, c
   stream.Enqueue([=] { Backward(dgate, dup, dy, gate, up, rows, cols, input_stride); });
 }
 
+void SwigluForward(Stream& stream, float* y, const float* gate, const float* up,
+                   const std::int32_t* rows, std::int64_t cols, std::int64_t input_stride) {
+  stream.Enqueue([=] { Forward(y, gate, up, *rows, cols, input_stride); });
+}
+
+void SwigluBackward(Stream& stream, float* dgate, float* dup, const float* dy, const float* gate,
+                    const float* up, const std::int32_t* rows, std::int64_t cols,
+                    std::int64_t input_stride) {
+  stream.Enqueue([=] { Backward(dgate, dup, dy, gate, up, *rows, cols, input_stride); });
+}
+
 }  // namespace paceline::kernels

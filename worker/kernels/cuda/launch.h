@@ -40,9 +40,12 @@ int RmsNormForward(CudaStream stream, float* y, float* rstd, const float* x, con
 int AddRmsNormForward(CudaStream stream, float* sum, float* y, float* rstd, const float* a,
                       const float* b, const float* weight, std::int64_t rows, std::int64_t cols,
                       float eps);
-int RmsNormBackward(CudaStream stream, float* dx, float* dweight, const float* dy, const float* x,
+int RmsNormBackward(CudaStream stream, float* dx, const float* dy, const float* x,
                     const float* weight, const float* rstd, const float* dresidual,
-                    std::int64_t rows, std::int64_t cols, bool accumulate_dweight);
+                    std::int64_t rows, std::int64_t cols);
+int RmsNormWeightGradient(CudaStream stream, float* dweight, const float* dy, const float* x,
+                          const float* rstd, std::int64_t rows, std::int64_t cols,
+                          bool accumulate);
 
 // rope.h
 int RopeForward(CudaStream stream, float* x, const float* cosines, const float* sines,

@@ -205,15 +205,21 @@ int AddRmsNormForward(CudaStream stream, float* sum, float* y, float* rstd, cons
   return cudaGetLastError();
 }
 
-int RmsNormBackward(CudaStream stream, float* dx, float* dweight, const float* dy, const float* x,
+int RmsNormBackward(CudaStream stream, float* dx, const float* dy, const float* x,
                     const float* weight, const float* rstd, const float* dresidual,
-                    std::int64_t rows, std::int64_t cols, bool accumulate_dweight) {
-  if (cols == 0) return cudaSuccess;
-  RmsNormWeightGradientKernel<<<static_cast<unsigned>((cols + kWarp - 1) / kWarp), kThreads, 0,
-                                Of(stream)>>>(dweight, dy, x, rstd, rows, cols, accumulate_dweight);
-  if (rows == 0) return cudaGetLastError();
+                    std::int64_t rows, std::int64_t cols) {
+  if (rows == 0 || cols == 0) return cudaSuccess;
   RmsNormBackwardKernel<<<Blocks(rows, 1), kThreads, 0, Of(stream)>>>(dx, dy, x, weight, rstd,
                                                                       dresidual, rows, cols);
+  return cudaGetLastError();
+}
+
+int RmsNormWeightGradient(CudaStream stream, float* dweight, const float* dy, const float* x,
+                          const float* rstd, std::int64_t rows, std::int64_t cols,
+                          bool accumulate) {
+  if (cols == 0) return cudaSuccess;
+  RmsNormWeightGradientKernel<<<static_cast<unsigned>((cols + kWarp - 1) / kWarp), kThreads, 0,
+                                Of(stream)>>>(dweight, dy, x, rstd, rows, cols, accumulate);
   return cudaGetLastError();
 }
 
