@@ -73,7 +73,7 @@ void operator delete(void* data, std::size_t) noexcept { std::free(data); }
 namespace paceline {
 namespace {
 
-TEST(ModelAllocationTest, AStepAfterTheFirstAllocatesNothing) {
+ModelSection SmallSparse() {
   ModelSection section;
   section.vocab_size = 256;
   section.hidden_size = 128;
@@ -87,6 +87,11 @@ TEST(ModelAllocationTest, AStepAfterTheFirstAllocatesNothing) {
   section.num_experts_per_tok = 2;
   section.moe_intermediate_size = 96;
   section.first_k_dense_replace = 1;
+  return section;
+}
+
+TEST(ModelAllocationTest, AStepAfterTheFirstAllocatesNothing) {
+  const ModelSection section = SmallSparse();
   Stream compute(Stream::Mode::kInline, "compute");
   auto created = Model::Create(section, {2, 64, true}, compute);
   ASSERT_TRUE(created.ok()) << created.status();
@@ -115,6 +120,45 @@ TEST(ModelAllocationTest, AStepAfterTheFirstAllocatesNothing) {
     EXPECT_GT(squares, 0);
     EXPECT_EQ(allocations, 0) << "step " << step;
   }
+}
+
+TEST(ModelAllocationTest, SplitBackwardOfAPartAllocatesNothing) {
+  Stream compute(Stream::Mode::kInline, "compute");
+  auto created =
+      Model::Create(SmallSparse(),
+                    {.micro_batch_size = 2,
+                     .sequence_length = 64,
+                     .part = {.segments = {{0, 1}, {1, 2}}, .first_expert = 0, .end_expert = 8},
+                     .slots = 2,
+                     .split_backward = true},
+                    compute);
+  ASSERT_TRUE(created.ok()) << created.status();
+  Model& model = **created;
+  model.Initialize(1);
+  const std::vector<std::int32_t> tokens(128, 7);
+  std::size_t buckets = 0;
+  const std::function<void(std::size_t)> bucket_ready = [&buckets](std::size_t) { ++buckets; };
+  const auto step = [&] {
+    for (int slot = 0; slot < 2; ++slot) {
+      for (int segment = 0; segment < 2; ++segment) {
+        model.Forward({tokens, tokens, 2, 64}, segment, slot);
+      }
+    }
+    for (int slot = 0; slot < 2; ++slot) {
+      for (int segment = 1; segment >= 0; --segment) model.BackwardInput(1.0f, segment, slot);
+    }
+    for (int slot = 0; slot < 2; ++slot) {
+      for (int segment = 1; segment >= 0; --segment) {
+        model.BackwardWeights(slot > 0, bucket_ready, segment, slot);
+      }
+    }
+  };
+  step();
+  counting = true;
+  step();
+  counting = false;
+  EXPECT_EQ(allocations, 0);
+  EXPECT_EQ(buckets, 4 * model.buckets().size());
 }
 
 }  // namespace

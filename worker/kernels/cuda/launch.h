@@ -44,8 +44,7 @@ int RmsNormBackward(CudaStream stream, float* dx, const float* dy, const float* 
                     const float* weight, const float* rstd, const float* dresidual,
                     std::int64_t rows, std::int64_t cols);
 int RmsNormWeightGradient(CudaStream stream, float* dweight, const float* dy, const float* x,
-                          const float* rstd, std::int64_t rows, std::int64_t cols,
-                          bool accumulate);
+                          const float* rstd, std::int64_t rows, std::int64_t cols, bool accumulate);
 
 // rope.h
 int RopeForward(CudaStream stream, float* x, const float* cosines, const float* sines,
