@@ -48,9 +48,9 @@ absl::Status CheckPlace(const RunFile& run_file, const v1::RankStart& start) {
   const bool sizes_fit = layout.pipeline >= 1 && layout.data >= 1 && layout.expert >= 1 &&
                          layout.virtual_stages >= 1 && layout.data % layout.expert == 0;
   if (!sizes_fit || start.rank() < 0 || start.rank() >= layout.world_size()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "rank ", start.rank(), " has no place in layout pipeline ", layout.pipeline, " x data ",
-        layout.data, " (expert ", layout.expert, ")"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("rank ", start.rank(), " has no place in layout pipeline ", layout.pipeline,
+                     " x data ", layout.data, " (expert ", layout.expert, ")"));
   }
   const TrainSection& train = run_file.train;
   if (train.global_batch_size % (train.micro_batch_size * layout.data) != 0) {
