@@ -46,4 +46,11 @@ void CombineBackward(Stream& stream, float* dx, float* dweights, const float* dy
                      const std::int32_t* row, const float* weights, std::int64_t tokens,
                      std::int64_t top_k, std::int64_t cols);
 
+// For each block b: y[y_start[b] + i] = x[x_start[b] + i], i in [0, block_rows[b]).
+// y, x: (rows, cols), apart. The arrays have `blocks` entries and are read when the stream gets
+// here.
+void MoveRowBlocks(Stream& stream, float* y, const std::int32_t* y_start, const float* x,
+                   const std::int32_t* x_start, const std::int32_t* block_rows, std::int64_t blocks,
+                   std::int64_t cols);
+
 }  // namespace paceline::kernels

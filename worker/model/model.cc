@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -89,6 +90,16 @@ absl::Status ValidatePart(const ModelSection& model, const ModelOptions& options
   if (model.n_routed_experts > 0) {
     PACELINE_CHECK(part.experts() > 0 && model.n_routed_experts % part.experts() == 0 &&
                    part.first_expert % part.experts() == 0);
+  }
+  if (model.n_routed_experts > 0) {
+    const std::int64_t ranks = model.n_routed_experts / part.experts();
+    const std::int64_t rows = ranks * options.micro_batch_size * options.sequence_length *
+                              std::min(model.num_experts_per_tok, part.experts());
+    if (rows > std::numeric_limits<std::int32_t>::max()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "[layout] expert = ", ranks, ": one rank may get ", rows,
+          " rows of a micro-batch, more than 2147483647; use a smaller micro_batch_size"));
+    }
   }
   std::int64_t end = 0;
   for (const LayerRange& segment : part.segments) {

@@ -26,6 +26,7 @@
 #include "common/model_shape.h"
 #include "common/run_file.h"
 #include "common/status.h"
+#include "worker/collectives/communicator.h"
 #include "worker/kernels/stream.h"
 #include "worker/model/parameters.h"
 
@@ -105,6 +106,13 @@ class Model {
                                int slot) = 0;
 
   virtual SegmentBuffers buffers(int segment, int slot) = 0;
+
+  // Needed once, before the first pass, where the part has not all experts of its sparse layers:
+  // rank r of the group has the r-th of group.size() equal shares of them, and all its ranks make
+  // the same passes in the same order. Rows travel on `communication`; when that has failed the
+  // compute stream fails with the same error. Expert gradients then are sums over the tokens of
+  // the whole group.
+  virtual void UseExpertGroup(Communicator& group, Stream& communication) = 0;
 
   // logits: (rows * sequence, vocab_size) of `batch`; targets are not read. For generation; the
   // model is whole, in one segment.

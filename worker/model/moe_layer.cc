@@ -21,7 +21,7 @@ kernels::RouterOptions RouterOptionsOf(const ModelSection& section) {
 }  // namespace
 
 MoeLayer::MoeLayer(const LayerContext& context, const std::string& name,
-                   const float* balancing_bias, std::int64_t* expert_tokens)
+                   const float* balancing_bias, std::int64_t* expert_tokens, ExpertGroup& group)
     : stream_(context.stream),
       hidden_(context.section.hidden_size),
       expert_count_(context.section.n_routed_experts),
@@ -29,13 +29,18 @@ MoeLayer::MoeLayer(const LayerContext& context, const std::string& name,
       router_options_(RouterOptionsOf(context.section)),
       norm_(context, name + ".post_attention_layernorm.weight"),
       router_(context.parameters.Add(name + ".mlp.gate.weight", {expert_count_, hidden_})),
-      experts_(context, name + ".mlp", context.tokens_max() * top_k_),
+      experts_(context, name + ".mlp", ExpertExchange::RowsMax(context)),
       balancing_bias_(balancing_bias),
       expert_tokens_(expert_tokens) {
   if (context.section.n_shared_experts > 0) {
     shared_.emplace(context, name + ".mlp.shared_experts",
                     context.section.n_shared_experts * context.section.moe_intermediate_size);
   }
+  if (context.end_expert - context.first_expert < expert_count_) exchange_.emplace(context, group);
+  AllocateBuffers(context);
+}
+
+void MoeLayer::AllocateBuffers(const LayerContext& context) {
   const std::int64_t tokens = context.tokens_max();
   const std::int64_t assignments = tokens * top_k_;
   Arena& saved = context.saved;
@@ -45,7 +50,8 @@ MoeLayer::MoeLayer(const LayerContext& context, const std::string& name,
   offsets_ = saved.Allocate<std::int32_t>(expert_count_ + 1);
   row_ = saved.Allocate<std::int32_t>(assignments);
   assignment_ = saved.Allocate<std::int32_t>(assignments);
-  gathered_ = saved.Allocate<float>(assignments * hidden_);
+  // Once sent, the rows are needed where the experts are.
+  gathered_ = (exchange_ ? context.scratch : saved).Allocate<float>(assignments * hidden_);
   expert_out_ = saved.Allocate<float>(assignments * hidden_);
   if (context.training) {
     gradient_weights_ = context.scratch.Allocate<float>(assignments);
@@ -53,6 +59,19 @@ MoeLayer::MoeLayer(const LayerContext& context, const std::string& name,
     gradient_logits_ = context.between.Allocate<float>(tokens * expert_count_);
     gradient_normed_ = context.between.Allocate<float>(tokens * hidden_);
   }
+  if (!exchange_) {
+    local_offsets_ = offsets_;
+    local_in_ = gathered_;
+    local_out_ = gradient_local_out_ = expert_out_;
+    gradient_local_in_ = gradient_gathered_;
+    return;
+  }
+  const std::int64_t local = ExpertExchange::RowsMax(context) * hidden_;
+  local_offsets_ = exchange_->local_offsets();
+  local_in_ = saved.Allocate<float>(local);
+  // The outputs are sent before their gradients come.
+  local_out_ = gradient_local_in_ = context.scratch.Allocate<float>(local);
+  if (context.training) gradient_local_out_ = context.between.Allocate<float>(local);
 }
 
 void MoeLayer::Forward(const BatchShape& shape, const float* input, float* output) {
@@ -60,10 +79,14 @@ void MoeLayer::Forward(const BatchShape& shape, const float* input, float* outpu
   norm_.Forward(tokens, input);
   RouteForward(tokens);
   kernels::GatherRows(stream_, gathered_, norm_.normed(), assignment_, tokens, top_k_, hidden_);
+  if (exchange_) exchange_->StartDispatch(offsets_, gathered_);
   kernels::Copy(stream_, output, input, tokens * hidden_);
   if (shared_) shared_->ForwardGateUp(tokens, norm_.normed());
-  experts_.Forward(offsets_, gathered_, expert_out_);
+  if (exchange_) exchange_->FinishDispatch(local_in_);
+  experts_.Forward(local_offsets_, local_in_, local_out_);
+  if (exchange_) exchange_->StartReturn(local_out_, expert_out_);
   if (shared_) shared_->ForwardDown(tokens, output);
+  if (exchange_) exchange_->FinishReturn();
   kernels::CombineForward(stream_, output, expert_out_, row_, weights_, output, tokens, top_k_,
                           hidden_);
 }
@@ -83,10 +106,14 @@ void MoeLayer::BackwardInput(const BatchShape& shape, const float* input,
   const std::int64_t tokens = shape.tokens();
   kernels::CombineBackward(stream_, expert_out_, gradient_weights_, gradient_output, expert_out_,
                            row_, weights_, tokens, top_k_, hidden_);
+  if (exchange_) exchange_->StartGradientDispatch(expert_out_);
   RouteBackward(tokens);
   if (shared_) shared_->BackwardDown(tokens, gradient_output);
-  experts_.BackwardInput(offsets_, expert_out_, gradient_gathered_);
+  if (exchange_) exchange_->FinishDispatch(gradient_local_out_);
+  experts_.BackwardInput(local_offsets_, gradient_local_out_, gradient_local_in_);
+  if (exchange_) exchange_->StartReturn(gradient_local_in_, gradient_gathered_);
   if (shared_) shared_->BackwardGateUp(tokens, gradient_normed_, /*beta=*/1.0f);
+  if (exchange_) exchange_->FinishReturn();
   kernels::GatherRowsBackward(stream_, gradient_normed_, gradient_gathered_, row_, gradient_normed_,
                               tokens, top_k_, hidden_);
   norm_.BackwardInput(tokens, input, gradient_normed_, gradient_output, gradient_input);
@@ -103,7 +130,7 @@ void MoeLayer::RouteBackward(std::int64_t tokens) {
 void MoeLayer::BackwardWeights(const BatchShape& shape, const float* input,
                                const float* gradient_output, bool accumulate) {
   const std::int64_t tokens = shape.tokens();
-  experts_.BackwardWeights(offsets_, gathered_, expert_out_, accumulate);
+  experts_.BackwardWeights(local_offsets_, local_in_, gradient_local_out_, accumulate);
   kernels::Gemm(stream_, router_.gradient, gradient_logits_, norm_.normed(), expert_count_, hidden_,
                 tokens, {.transpose_a = true, .beta = accumulate ? 1.0f : 0.0f});
   if (shared_) shared_->BackwardWeights(tokens, norm_.normed(), gradient_output, accumulate);

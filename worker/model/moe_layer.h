@@ -1,6 +1,7 @@
 // The feed-forward half of a sparse decoder layer: x + shared(n) + sum over the token's experts of
 // weight * expert(n), n = norm(x). Every token reaches every expert it chose (dropless): tokens
-// are sorted by expert and each expert multiplies its own rows.
+// are sorted by expert and each expert multiplies its own rows, here or, with expert parallelism,
+// on the rank that holds it; the shared experts' work hides the way there and back.
 // Invariant: as Layer's.
 // Threading: as Layer's.
 #pragma once
@@ -10,6 +11,7 @@
 #include <string>
 
 #include "worker/kernels/router.h"
+#include "worker/model/expert_exchange.h"
 #include "worker/model/layer.h"
 #include "worker/model/norm.h"
 #include "worker/model/routed_experts.h"
@@ -22,8 +24,9 @@ class MoeLayer : public Layer {
   // `name`: the decoder layer's, "model.layers.3".
   // balancing_bias: (n_routed_experts), added to the scores where experts are chosen, or null.
   // expert_tokens: (n_routed_experts), to which Forward adds the tokens that each expert got.
+  // group: who holds the other experts, where the context has but some.
   MoeLayer(const LayerContext& context, const std::string& name, const float* balancing_bias,
-           std::int64_t* expert_tokens);
+           std::int64_t* expert_tokens, ExpertGroup& group);
 
   void Forward(const BatchShape& shape, const float* input, float* output) override;
   void BackwardInput(const BatchShape& shape, const float* input, const float* gradient_output,
@@ -32,6 +35,7 @@ class MoeLayer : public Layer {
                        bool accumulate) override;
 
  private:
+  void AllocateBuffers(const LayerContext& context);
   void RouteForward(std::int64_t tokens);
   void RouteBackward(std::int64_t tokens);
 
@@ -41,7 +45,8 @@ class MoeLayer : public Layer {
   const std::int64_t top_k_;
   const kernels::RouterOptions router_options_;
   Norm norm_;
-  const Weight router_;  // (experts, hidden)
+  const Weight router_;                     // (experts, hidden)
+  std::optional<ExpertExchange> exchange_;  // none: all experts are here
   RoutedExperts experts_;
   std::optional<SwigluBlock> shared_;
   const float* const balancing_bias_;
@@ -56,6 +61,13 @@ class MoeLayer : public Layer {
   std::int32_t* assignment_ = nullptr;  // (assignments)
   float* gathered_ = nullptr;           // (assignments, hidden)
   float* expert_out_ = nullptr;         // (assignments, hidden); BackwardInput: its gradient
+  // The rows of the experts held here, and their gradients: (exchange's rows, hidden). Without an
+  // exchange they are the assignments' matrices themselves.
+  const std::int32_t* local_offsets_ = nullptr;
+  float* local_in_ = nullptr;
+  float* local_out_ = nullptr;
+  float* gradient_local_out_ = nullptr;
+  float* gradient_local_in_ = nullptr;
   float* gradient_weights_ = nullptr;   // (tokens, top_k)
   float* gradient_logits_ = nullptr;    // (tokens, experts)
   float* gradient_gathered_ = nullptr;  // (assignments, hidden)

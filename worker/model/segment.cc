@@ -68,7 +68,8 @@ void Segment::BuildLayers(const LayerContext& context, const SegmentOptions& opt
       layers_.push_back(std::make_unique<MoeLayer>(
           context, name,
           routing.balancing_biases == nullptr ? nullptr : routing.balancing_biases + row,
-          routing.expert_tokens == nullptr ? nullptr : routing.expert_tokens + row));
+          routing.expert_tokens == nullptr ? nullptr : routing.expert_tokens + row,
+          *routing.group));
     } else {
       layers_.push_back(std::make_unique<DenseMlp>(context, name));
     }

@@ -20,16 +20,19 @@
 #include "common/model_shape.h"
 #include "worker/model/attention_layer.h"
 #include "worker/model/embedding.h"
+#include "worker/model/expert_exchange.h"
 #include "worker/model/head.h"
 #include "worker/model/layer.h"
 #include "worker/model/model.h"
 
 namespace paceline {
 
-// Of all sparse layers of the whole model, each (sparse layers, n_routed_experts).
+// What all sparse layers share; the arrays are the whole model's, (sparse layers,
+// n_routed_experts).
 struct RoutingState {
   float* balancing_biases = nullptr;  // null: there are none
   std::int64_t* expert_tokens = nullptr;
+  ExpertGroup* group = nullptr;
 };
 
 std::int64_t SparseLayersBefore(const ModelSection& section, std::int64_t layer);

@@ -93,7 +93,7 @@ void Transformer::BuildSegments() {
   options.rope = {cosines, sines};
   options.split_backward = options_.split_backward;
   options.routing = {balancing_biases_.empty() ? nullptr : balancing_biases_.data(),
-                     expert_tokens_.data()};
+                     expert_tokens_.data(), &expert_group_};
   if (options_.training && !options_.split_backward) {
     options.gradient_scratch = saved_.Allocate<float>(
         options_.micro_batch_size * options_.sequence_length * section_.hidden_size);
@@ -178,6 +178,14 @@ void Transformer::ReportBuckets(int segment, std::size_t part,
   const BucketRange& range = bucket_ranges_[static_cast<std::size_t>(segment)];
   std::size_t next = part == 0 ? 0 : range.complete_after[part - 1];
   while (next < range.complete_after[part]) bucket_ready(range.first + next++);
+}
+
+void Transformer::UseExpertGroup(Communicator& group, Stream& communication) {
+  const ModelPart& part = options_.part;
+  PACELINE_CHECK(group.size() * part.experts() == section_.n_routed_experts &&
+                 group.rank() * part.experts() == part.first_expert);
+  expert_group_.communicator = &group;
+  expert_group_.communication = &communication;
 }
 
 void Transformer::Logits(const MicroBatch& batch, std::span<float> logits) {

@@ -66,6 +66,7 @@ class Transformer : public Model {
   void BackwardWeights(bool accumulate, const std::function<void(std::size_t)>& bucket_ready,
                        int segment, int slot) override;
   SegmentBuffers buffers(int segment, int slot) override { return At(segment, slot).buffers(); }
+  void UseExpertGroup(Communicator& group, Stream& communication) override;
   void Logits(const MicroBatch& batch, std::span<float> logits) override;
   std::span<std::int64_t> expert_tokens() override { return expert_tokens_; }
   void ResetExpertTokens() override;
@@ -103,6 +104,8 @@ class Transformer : public Model {
   std::span<float> balancing_biases_;      // as RoutingState's, or empty
   std::span<std::int64_t> expert_tokens_;  // likewise
   std::vector<StateBuffer> state_buffers_;
+
+  ExpertGroup expert_group_;
 
   ParameterLayout layout_;
   std::vector<Parameter> parameters_;

@@ -103,4 +103,14 @@ void CombineBackward(Stream& stream, float* dx, float* dweights, const float* dy
   stream.Enqueue([=] { CombineGradients(dx, dweights, dy, x, row, weights, tokens, top_k, cols); });
 }
 
+void MoveRowBlocks(Stream& stream, float* y, const std::int32_t* y_start, const float* x,
+                   const std::int32_t* x_start, const std::int32_t* block_rows, std::int64_t blocks,
+                   std::int64_t cols) {
+  stream.Enqueue([=] {
+    for (std::int64_t b = 0; b < blocks; ++b) {
+      std::copy_n(x + x_start[b] * cols, block_rows[b] * cols, y + y_start[b] * cols);
+    }
+  });
+}
+
 }  // namespace paceline::kernels
