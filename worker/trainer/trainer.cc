@@ -166,7 +166,7 @@ absl::Status Trainer::LoadCheckpoint() {
 
 absl::Status Trainer::Run(ParallelGroups& groups) {
   groups_ = &groups;
-  // EXPERTS
+  if (layout_.expert > 1) model_->UseExpertGroup(groups.expert(), expert_communication_);
   executor_ = std::make_unique<PipelineExecutor>(
       *model_, groups, ActivationSlots(actions_),
       static_cast<std::size_t>(run_file_.train.micro_batch_size * run_file_.train.sequence_length *
