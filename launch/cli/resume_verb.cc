@@ -24,8 +24,9 @@ struct Options : CommonOptions {
 
 // What may change between two stretches of one run without changing what it trains, or on which
 // samples.
-constexpr const char* kChangeable[] = {
-    "launch.", "failure.", "rates.", "train.steps", "checkpoint.interval_steps", "checkpoint.keep"};
+constexpr const char* kChangeable[] = {"layout.",        "launch.",     "failure.",
+                                       "rates.",         "train.steps", "checkpoint.interval_steps",
+                                       "checkpoint.keep"};
 
 absl::Status CheckChangeable(const std::string& set) {
   const std::string key = set.substr(0, set.find('='));
@@ -36,8 +37,8 @@ absl::Status CheckChangeable(const std::string& set) {
   if (changeable) return absl::OkStatus();
   return absl::InvalidArgumentError(
       "--set " + set + ": a run that goes on keeps its " + key +
-      "; only [launch], [failure], [rates], train.steps, checkpoint.interval_steps and "
-      "checkpoint.keep may change. Start another run for the rest");
+      "; only [layout], [launch], [failure], [rates], train.steps, checkpoint.interval_steps "
+      "and checkpoint.keep may change. Start another run for the rest");
 }
 
 absl::Status CheckNotRunning(const RunFolder& folder) {
