@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <utility>
 
@@ -11,9 +10,10 @@
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
 #include "spdlog/spdlog.h"
-#include "worker/kernels/elementwise.h"
 #include "worker/model/optimizer.h"
 #include "worker/trainer/evaluation.h"
+#include "worker/trainer/non_finite.h"
+#include "worker/trainer/rank_layout.h"
 
 namespace paceline {
 namespace {
@@ -21,7 +21,6 @@ namespace {
 constexpr std::size_t kLossScalar = 0;
 constexpr std::size_t kStopScalar = 1;
 constexpr std::size_t kExpertScalars = 2;
-constexpr std::size_t kReportBytes = 256;  // of one rank's non-finite report
 
 // Windows are asked for a quarter of an hour ahead, within these bounds.
 constexpr double kWindowSeconds = 900;
@@ -30,61 +29,6 @@ constexpr std::int64_t kWindowStepsMax = 100'000;
 constexpr std::chrono::milliseconds kAskAgain{1000};
 
 SteadyTime Tick() { return std::chrono::steady_clock::now(); }
-
-ParallelLayout LayoutOf(const v1::Layout& told) {
-  ParallelLayout layout;
-  layout.pipeline = told.pipeline();
-  layout.data = told.data();
-  layout.expert = told.expert();
-  layout.virtual_stages = told.virtual_stages();
-  layout.schedule = told.schedule();
-  layout.shard_optimizer = told.shard_optimizer();
-  return layout;
-}
-
-// What the coordinator says is checked here: the trainer itself relies on it.
-absl::Status CheckPlace(const RunFile& run_file, const v1::RankStart& start) {
-  const ParallelLayout layout = LayoutOf(start.layout());
-  const bool sizes_fit = layout.pipeline >= 1 && layout.data >= 1 && layout.expert >= 1 &&
-                         layout.virtual_stages >= 1 && layout.data % layout.expert == 0;
-  if (!sizes_fit || start.rank() < 0 || start.rank() >= layout.world_size()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("rank ", start.rank(), " has no place in layout pipeline ", layout.pipeline,
-                     " x data ", layout.data, " (expert ", layout.expert, ")"));
-  }
-  const TrainSection& train = run_file.train;
-  if (train.global_batch_size % (train.micro_batch_size * layout.data) != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("[train] global_batch_size = ", train.global_batch_size,
-                     " does not split over ", layout.data, " data-parallel ranks"));
-  }
-  const std::int64_t segments = std::int64_t{layout.pipeline} * layout.virtual_stages;
-  if (segments > run_file.model.num_hidden_layers) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("[model] num_hidden_layers = ", run_file.model.num_hidden_layers,
-                     " does not split into ", segments, " segments"));
-  }
-  return CheckPipelineShape(
-      {.schedule = layout.schedule,
-       .stages = layout.pipeline,
-       .virtual_stages = layout.virtual_stages,
-       .micro_batches =
-           static_cast<int>(train.global_batch_size / (train.micro_batch_size * layout.data))});
-}
-
-// The name of the first parameter that is not finite in `range` of a flat array; empty when all
-// are. NaN or not, a stream that has failed has no answer: empty.
-std::string FirstNonFinite(Stream& stream, const std::vector<Parameter>& parameters,
-                           std::span<const float> flat, const FlatRange& range) {
-  std::int64_t index = -1;
-  kernels::FirstNonFinite(stream, &index, flat.data() + range.begin, range.count);
-  if (!stream.Synchronize().ok() || index < 0) return "";
-  for (const Parameter& parameter : parameters) {
-    const std::int64_t at = range.begin + index - parameter.offset;
-    if (at >= 0 && at < parameter.elements) return parameter.name;
-  }
-  return "";
-}
 
 }  // namespace
 
@@ -114,7 +58,7 @@ Trainer::Trainer(const RunFile& run_file, const v1::RankStart& start, Generation
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const RunFile& run_file,
                                                          const v1::RankStart& start,
                                                          GenerationControl& control, Send send) {
-  RETURN_IF_ERROR(CheckPlace(run_file, start));
+  RETURN_IF_ERROR(CheckRankStart(run_file, start));
   std::unique_ptr<Trainer> trainer(new Trainer(run_file, start, control, std::move(send)));
   RETURN_IF_ERROR(trainer->Load());
   return trainer;
@@ -377,54 +321,16 @@ absl::Status Trainer::Update(double grad_norm) {
   return reducer_->Finish();
 }
 
-// Computes the step again: the weights have not moved. No rank may stop at its first finding,
-// since the others wait for its passes.
-absl::StatusOr<std::string> Trainer::FindNonFinite() {
-  std::string first;
-  const auto found = [&](int micro_batch, const std::string& what) {
-    if (!first.empty()) return;
-    first = absl::StrCat("rank ", start_.rank(), ", step ", step_ + 1, ", micro-batch ",
-                         micro_batch + 1, " of ", micro_batches_, ": ", what, " is not finite");
-  };
-  const std::vector<Parameter>& parameters = model_->parameters();
-  const FlatRange all = {0, static_cast<std::int64_t>(model_->weights().size())};
-  const std::string weight = FirstNonFinite(compute_, parameters, model_->weights(), all);
-  if (!weight.empty()) found(0, absl::StrCat("weight ", weight));
+absl::Status Trainer::ReportNonFinite() {
   PassHandlers handlers;
   handlers.load = [this](int micro_batch) { return LoadMicroBatch(micro_batch); };
-  handlers.loss = [&](int micro_batch, float loss) {
-    if (!std::isfinite(loss)) found(micro_batch, "the loss");
-  };
-  handlers.bucket_ready = [&](std::size_t bucket, int micro_batch) {
-    const GradientBucket& range = model_->buckets()[bucket];
-    const std::string name =
-        FirstNonFinite(compute_, parameters, model_->gradients(), {range.offset, range.elements});
-    if (!name.empty()) found(micro_batch, absl::StrCat("the gradient of ", name));
-  };
   handlers.loss_scale = 1.0f / static_cast<float>(step_tokens_);
-  RETURN_IF_ERROR(executor_->Run(actions_, handlers));
-  return first;
-}
-
-absl::Status Trainer::ReportNonFinite() {
-  // The weights have not moved, so the step can be computed again to find the culprit; every
-  // rank then hears every other's finding and all say the same.
-  ASSIGN_OR_RETURN(const std::string mine, FindNonFinite());
-  const auto ranks = static_cast<std::size_t>(groups_->world().size());
-  std::vector<char> own(kReportBytes, '\0');
-  std::vector<char> all(kReportBytes * ranks, '\0');
-  std::memcpy(own.data(), mine.data(), std::min(mine.size(), kReportBytes - 1));
-  groups_->world().AllGather(communication_, "non-finite report", own.data(), all.data(),
-                             kReportBytes, DataType::kUint8);
-  RETURN_IF_ERROR(communication_.Synchronize());
-  std::string report = absl::StrCat("step ", step_ + 1,
-                                    ": the gradients of all ranks are finite, but not their sum");
-  for (std::size_t rank = 0; rank < ranks; ++rank) {
-    const char* text = all.data() + rank * kReportBytes;
-    if (*text == '\0') continue;
-    report = text;
-    break;
-  }
+  ASSIGN_OR_RETURN(const std::string mine,
+                   FindNonFinite(*model_, *executor_, actions_, handlers, compute_));
+  ASSIGN_OR_RETURN(const std::string found, FirstFinding(mine, groups_->world(), communication_));
+  const std::string report = absl::StrCat(
+      "step ", step_ + 1, ": ",
+      found.empty() ? "the gradients of all ranks are finite, but not their sum" : found);
   if (run_file_.train.on_nonfinite == "skip") {
     spdlog::warn("{}; the step's update is skipped ([train] on_nonfinite = \"skip\")", report);
     return absl::OkStatus();

@@ -71,8 +71,7 @@ class Trainer {
   absl::Status ReduceScalars();
   // Over all parameters of the model.
   absl::StatusOr<double> GradientNorm();
-  // Names what is not finite in this rank's part of the step; empty when nothing is.
-  absl::StatusOr<std::string> FindNonFinite();
+  // Names the culprit, and stops or goes on as the run file says.
   absl::Status ReportNonFinite();
   absl::Status Update(double grad_norm);
   absl::Status EvaluateIfDue();

@@ -1,0 +1,48 @@
+#include "worker/trainer/rank_layout.h"
+
+#include "absl/strings/str_cat.h"
+#include "common/pipeline_schedule.h"
+
+namespace paceline {
+
+ParallelLayout LayoutOf(const v1::Layout& told) {
+  ParallelLayout layout;
+  layout.pipeline = told.pipeline();
+  layout.data = told.data();
+  layout.expert = told.expert();
+  layout.virtual_stages = told.virtual_stages();
+  layout.schedule = told.schedule();
+  layout.shard_optimizer = told.shard_optimizer();
+  return layout;
+}
+
+absl::Status CheckRankStart(const RunFile& run_file, const v1::RankStart& start) {
+  const ParallelLayout layout = LayoutOf(start.layout());
+  const bool sizes_fit = layout.pipeline >= 1 && layout.data >= 1 && layout.expert >= 1 &&
+                         layout.virtual_stages >= 1 && layout.data % layout.expert == 0;
+  if (!sizes_fit || start.rank() < 0 || start.rank() >= layout.world_size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("rank ", start.rank(), " has no place in layout pipeline ", layout.pipeline,
+                     " x data ", layout.data, " (expert ", layout.expert, ")"));
+  }
+  const TrainSection& train = run_file.train;
+  if (train.global_batch_size % (train.micro_batch_size * layout.data) != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("[train] global_batch_size = ", train.global_batch_size,
+                     " does not split over ", layout.data, " data-parallel ranks"));
+  }
+  const std::int64_t segments = std::int64_t{layout.pipeline} * layout.virtual_stages;
+  if (segments > run_file.model.num_hidden_layers) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("[model] num_hidden_layers = ", run_file.model.num_hidden_layers,
+                     " does not split into ", segments, " segments"));
+  }
+  return CheckPipelineShape(
+      {.schedule = layout.schedule,
+       .stages = layout.pipeline,
+       .virtual_stages = layout.virtual_stages,
+       .micro_batches =
+           static_cast<int>(train.global_batch_size / (train.micro_batch_size * layout.data))});
+}
+
+}  // namespace paceline
