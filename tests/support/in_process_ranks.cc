@@ -1,5 +1,7 @@
 #include "tests/support/in_process_ranks.h"
 
+#include <sched.h>
+
 #include <chrono>
 #include <condition_variable>
 #include <cstring>
@@ -48,6 +50,21 @@ class Rendezvous {
   std::size_t arrived_ = 0;
 };
 
+// The threads that this one starts from here on inherit it.
+void PinToCore(int index) {
+  cpu_set_t allowed;
+  PACELINE_CHECK(sched_getaffinity(0, sizeof(allowed), &allowed) == 0);
+  for (int core = 0; core < CPU_SETSIZE; ++core) {
+    if (!CPU_ISSET(core, &allowed) || index-- > 0) continue;
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(core, &one);
+    PACELINE_CHECK(sched_setaffinity(0, sizeof(one), &one) == 0);
+    return;
+  }
+  PACELINE_CHECK(false);  // more ranks than cores
+}
+
 absl::Status TrainRank(const RunFile& run_file, const v1::RankStart& start,
                        const InProcessOptions& options, Rendezvous& rendezvous,
                        RankOutcome& outcome) {
@@ -78,6 +95,7 @@ absl::Status TrainRank(const RunFile& run_file, const v1::RankStart& start,
   control.Detach();
   const auto weights = const_cast<Model&>(trainer->model()).weights();
   outcome.weights.assign(weights.begin(), weights.end());
+  outcome.progress = trainer->progress();
   return trained;
 }
 
@@ -135,6 +153,7 @@ std::vector<RankOutcome> TrainInProcess(const RunFile& run_file, int ranks,
       window.set_first_step(options.start_step);
       window.set_end_step(options.granted_until < 0 ? run_file.train.steps : options.granted_until);
       threads.emplace_back([&, start, rank] {
+        if (options.pin) PinToCore(rank);
         RankOutcome& outcome = outcomes[static_cast<std::size_t>(rank)];
         outcome.status = TrainRank(run_file, start, options, rendezvous, outcome);
       });

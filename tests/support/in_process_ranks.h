@@ -19,6 +19,7 @@ struct RankOutcome {
   absl::Status status;
   std::vector<v1::WorkerMessage> messages;  // in the order sent
   std::vector<float> weights;               // at the end
+  v1::RankProgress progress;                // at the end
 
   std::vector<double> losses() const;  // of the StepRecords
   std::vector<v1::CheckpointPart> parts(std::int64_t step) const;
@@ -29,6 +30,7 @@ struct InProcessOptions {
   std::string checkpoint;  // to start from
   std::int64_t start_step = 0;
   std::int64_t granted_until = -1;  // -1: all steps
+  bool pin = false;                 // rank r and all its threads to the r-th core of this process
   // Called on the step thread of `rank` for each message it sends, with its control.
   std::function<void(int rank, const v1::WorkerMessage&, GenerationControl&)> on_message;
 };

@@ -131,7 +131,8 @@ TEST(TrainerTest, ANonFiniteGradientNamesRankStepAndTensor) {
   const auto outcomes = TrainInProcess(run, 2, {});
   for (const RankOutcome& outcome : outcomes) {
     EXPECT_EQ(outcome.status.code(), absl::StatusCode::kDataLoss) << outcome.status;
-    EXPECT_NE(outcome.status.message().find(": rank 0, micro-batch "), std::string::npos) << outcome.status;
+    EXPECT_NE(outcome.status.message().find(": rank 0, micro-batch "), std::string::npos)
+        << outcome.status;
     EXPECT_NE(outcome.status.message().find("is not finite"), std::string::npos);
   }
   EXPECT_EQ(outcomes[0].status, outcomes[1].status);
