@@ -217,6 +217,23 @@ TEST_F(KernelsSwigluTest, ForwardAndBackwardMatchFloat64AndFiniteDifferences) {
   }
 }
 
+TEST_F(KernelsSwigluTest, RowsReadOnTheStreamAreAllThatIsTouched) {
+  const std::int32_t rows = 2;
+  const int cols = 9, stride = 2 * cols, rows_max = 3;
+  const Floats both = RandomFloats(rows_max * stride, 1);
+  const Floats dy = RandomFloats(rows_max * cols, 2);
+  Floats expected(rows_max * cols, kNaN), y(expected.size(), kNaN);
+  SwigluForward(stream, expected.data(), both.data(), both.data() + cols, rows, cols, stride);
+  SwigluForward(stream, y.data(), both.data(), both.data() + cols, &rows, cols, stride);
+  EXPECT_TRUE(SameBits(y, expected));
+  Floats expected_gradients = both, gradients = both;
+  SwigluBackward(stream, expected_gradients.data(), expected_gradients.data() + cols, dy.data(),
+                 both.data(), both.data() + cols, rows, cols, stride);
+  SwigluBackward(stream, gradients.data(), gradients.data() + cols, dy.data(), both.data(),
+                 both.data() + cols, &rows, cols, stride);
+  EXPECT_TRUE(SameBits(gradients, expected_gradients));
+}
+
 // Loops are vectorised; the last elements are not. Both must give an element the same bits.
 TEST_F(KernelsSwigluTest, AnElementsBitsDoNotDependOnItsPlaceInTheLoop) {
   const Floats gate = RandomFloats(101, 1, 8.0f), up = RandomFloats(101, 2);

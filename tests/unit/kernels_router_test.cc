@@ -254,5 +254,27 @@ TEST_F(KernelsDispatchRowsTest, CombineMatchesFloat64AndItsGradientsFiniteDiffer
   }
 }
 
+// Three sources of blocks for two experts, and back.
+TEST_F(KernelsDispatchRowsTest, RowBlocksMoveWhereTheyAreToldAndBack) {
+  const std::int64_t cols = 5;
+  const std::vector<std::int32_t> block_rows = {2, 1, 1, 0, 0, 3};  // (source, expert)
+  const std::vector<std::int32_t> by_source = {0, 2, 3, 4, 4, 4};
+  const std::vector<std::int32_t> by_expert = {0, 3, 2, 4, 3, 4};
+  const Floats x = RandomFloats(7 * cols, 1);
+  Floats y(x.size(), kNaN), back(x.size(), kNaN);
+  MoveRowBlocks(stream, y.data(), by_expert.data(), x.data(), by_source.data(), block_rows.data(),
+                6, cols);
+  const std::vector<int> expected = {0, 1, 3, 2, 4, 5, 6};
+  for (std::size_t row = 0; row < expected.size(); ++row) {
+    EXPECT_TRUE(std::equal(y.begin() + static_cast<std::ptrdiff_t>(row) * cols,
+                           y.begin() + static_cast<std::ptrdiff_t>(row + 1) * cols,
+                           x.begin() + expected[row] * cols))
+        << row;
+  }
+  MoveRowBlocks(stream, back.data(), by_source.data(), y.data(), by_expert.data(),
+                block_rows.data(), 6, cols);
+  EXPECT_EQ(back, x);
+}
+
 }  // namespace
 }  // namespace paceline::kernels

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "tests/support/rank_threads.h"
 #include "worker/model/model.h"
 #include "worker/model/optimizer.h"
 
@@ -120,6 +121,38 @@ TEST(ModelAllocationTest, AStepAfterTheFirstAllocatesNothing) {
     EXPECT_GT(squares, 0);
     EXPECT_EQ(allocations, 0) << "step " << step;
   }
+}
+
+// The step thread: what the exchange takes on the communication thread is the transport's.
+TEST(ModelAllocationTest, StepThreadsOfExpertRanksAllocateNothing) {
+  const auto communicators = ConnectRanks(2);
+  ASSERT_FALSE(communicators.empty());
+  RunRanks(communicators, [](Communicator& group) {
+    Stream compute(Stream::Mode::kInline, "compute");
+    Stream communication(Stream::Mode::kThread, "communication");
+    ModelOptions options{.micro_batch_size = 2, .sequence_length = 64};
+    options.part = WholeModel(SmallSparse());
+    options.part.first_expert = 4 * group.rank();
+    options.part.end_expert = 4 * group.rank() + 4;
+    auto created = Model::Create(SmallSparse(), options, compute);
+    ASSERT_TRUE(created.ok()) << created.status();
+    Model& model = **created;
+    model.UseExpertGroup(group, communication);
+    model.Initialize(1);
+    std::vector<std::int32_t> tokens(128);
+    const std::function<void(std::size_t)> bucket_ready = [](std::size_t) {};
+    for (std::size_t step = 1; step <= 4; ++step) {
+      for (std::size_t i = 0; i < tokens.size(); ++i) {
+        tokens[i] = static_cast<std::int32_t>((i * i + step * 77) % 256);
+      }
+      counting = step > 1;
+      model.Forward({tokens, tokens, 2, 64});
+      model.Backward(1.0f, /*accumulate=*/false, bucket_ready);
+      counting = false;
+      EXPECT_EQ(allocations, 0) << "step " << step;
+    }
+    EXPECT_TRUE(compute.status().ok()) << compute.status();
+  });
 }
 
 TEST(ModelAllocationTest, SplitBackwardOfAPartAllocatesNothing) {
