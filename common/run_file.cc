@@ -1,5 +1,6 @@
 #include "common/run_file.h"
 
+#include <charconv>
 #include <exception>
 #include <filesystem>
 #include <fstream>
@@ -24,6 +25,13 @@ using run_file::Given;
 using run_file::ShownValue;
 
 constexpr std::size_t kMaxFileBytes = 1 << 20;
+
+bool IsIntegerBeyond64Bits(const std::string& text) {
+  std::int64_t value = 0;
+  const char* const end = text.data() + text.size();
+  const auto [stopped, error] = std::from_chars(text.data(), end, value);
+  return error == std::errc::result_out_of_range && stopped == end;
+}
 
 int LineOf(const toml::source_region& source) { return static_cast<int>(source.begin.line); }
 
@@ -81,7 +89,7 @@ class Reader {
     } else if (keys_.count(section) == 0) {
       findings_.ReportOverride(given.text, UnknownSection(section, /*is_table=*/true));
     } else if (!Knows(section, key)) {
-      findings_.ReportOverride(given.text, UnknownKey(section, key));
+      findings_.ReportOverride(given.text, UnknownKey(section, key, /*by_override=*/true));
     } else {
       TakeOverrideValue(given, section, key, given.text.substr(equals + 1));
     }
@@ -111,7 +119,7 @@ class Reader {
       const int key_line = LineOf(name.source());
       if (!Knows(section, key)) {
         findings_.ReportAtLine(key_line, "[" + section + "] " + key + " = " + ShownValue(node),
-                               UnknownKey(section, key));
+                               UnknownKey(section, key, /*by_override=*/false));
         continue;
       }
       findings_.SetOrigin(section, key, {key_line, ShownValue(node)});
@@ -137,6 +145,10 @@ class Reader {
       // Not TOML. What looks as if it was meant as TOML is told so; else it is a bare word.
       if (!value.empty() && std::string("\"'[{").find(value[0]) != std::string::npos) {
         findings_.ReportOverride(given.text, "the value is not valid TOML");
+        return;
+      }
+      if (IsIntegerBeyond64Bits(value)) {
+        findings_.ReportOverride(given.text, "is an integer beyond 64 bits");
         return;
       }
     }
@@ -182,11 +194,18 @@ class Reader {
            (nearest.empty() ? "; there are " + all : "; did you mean [" + nearest + "]?");
   }
 
-  std::string UnknownKey(const std::string& section, const std::string& key) const {
+  std::string UnknownKey(const std::string& section, const std::string& key,
+                         bool by_override) const {
     const std::string nearest = run_file::Nearest(key, keys_.at(section));
     const std::string home = SectionThatHas(key);
-    if (!home.empty()) return "there is no such key here; did you mean [" + home + "] " + key + "?";
-    if (!nearest.empty()) return "there is no such key; did you mean " + nearest + "?";
+    if (!home.empty()) {
+      return "there is no such key here; did you mean " +
+             (by_override ? home + "." : "[" + home + "] ") + key + "?";
+    }
+    if (!nearest.empty()) {
+      return "there is no such key; did you mean " + (by_override ? section + "." : "") + nearest +
+             "?";
+    }
     std::string all;
     for (const std::string& known : keys_.at(section)) all += (all.empty() ? "" : ", ") + known;
     return "there is no such key; [" + section + "] has " + all;

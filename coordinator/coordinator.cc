@@ -21,6 +21,7 @@
 #include "common/files.h"
 #include "common/http_server.h"
 #include "common/metrics_text.h"
+#include "common/run_state.h"
 #include "common/token.h"
 #include "coordinator/core/core.h"
 #include "coordinator/metrics/cluster_view.h"
@@ -37,11 +38,6 @@ namespace {
 
 constexpr std::chrono::seconds kScrapeLimit{2};
 constexpr int kTakeAttempts = 3;
-
-bool HasEnded(v1::RunState state) {
-  return state == v1::RUN_STATE_COMPLETED || state == v1::RUN_STATE_STOPPED ||
-         state == v1::RUN_STATE_FAILED;
-}
 
 // The journal, taken for a new epoch, and the core that its facts give.
 struct Taken {

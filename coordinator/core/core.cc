@@ -62,11 +62,12 @@ Decision Core::Impl::Open(Now now) {
   for (const std::string& id : run_ids) {
     const Run& run = state_.runs.at(id);
     for (const v1::CheckpointDiscarded& checkpoint : run.discarded) {
-      decision_.effects.push_back(DeleteCheckpoint{checkpoint.folder()});
+      decision_.effects.push_back(DeleteCheckpoint{checkpoint.folder(), checkpoint.committed()});
     }
     for (const Checkpoint& checkpoint : run.checkpoints) {
       decision_.effects.push_back(PublishManifest{checkpoint.folder});
     }
+    Sweep(run);
     Retire(run);
     if (run.ended()) {
       decision_.effects.push_back(WriteSummary{id});
@@ -186,7 +187,7 @@ void Core::Impl::On(const ManifestWritten& event) {
     Commit(generation, event.step);
   } else {
     DiscardInFlight(generation, event.step,
-                    absl::StrCat("its manifest could not be written: ",
+                    absl::StrCat("it could not be committed: ",
                                  Cut(std::string(event.status.message()), kMaxErrorBytes)));
   }
   WriteNextManifest(generation);

@@ -28,6 +28,7 @@
 
 #include "common/clock.h"
 #include "common/ids.h"
+#include "common/manifest.h"
 #include "common/status.h"
 #include "coordinator/core/state.h"
 #include "paceline/v1/coordinator.pb.h"
@@ -56,7 +57,7 @@ struct StopRunCalled {
   CallId call;
   v1::StopRunRequest request;
 };
-// The shell has written the pending manifest (or could not).
+// The shell has found the parts and written the pending manifest (or could not).
 struct ManifestWritten {
   v1::GenerationKey key;
   std::int64_t step = 0;
@@ -81,27 +82,37 @@ struct AnswerCall {
   absl::Status status;
   std::string run_id;  // of SubmitRun
 };
-// Write FOLDER/manifest.json.pending and fsync it; then ManifestWritten.
+// Where every part lies in FOLDER with the size that its rank reported, write
+// FOLDER/manifest.json.pending and fsync it; then ManifestWritten.
 struct WritePendingManifest {
   v1::GenerationKey key;
   std::int64_t step = 0;
   std::string folder;
-  std::string json;
+  Manifest manifest;
 };
 // Rename manifest.json.pending to manifest.json and fsync the folder. Done already: fine.
 struct PublishManifest {
   std::string folder;
 };
-// Remove a checkpoint's folder, its manifest first.
+// Remove a checkpoint's folder, its manifest first. One that never was committed is left alone
+// where it holds a manifest.json.
 struct DeleteCheckpoint {
   std::string folder;
+  bool committed = false;
+};
+// Remove what crashes left in `dir`, a run's checkpoint folder: checkpoints of generations up to
+// `last_generation` that are neither in `known` nor hold a manifest.json.
+struct SweepCheckpoints {
+  std::string dir;
+  std::uint64_t last_generation = 0;
+  std::vector<std::string> known;  // folders
 };
 // The run has ended (or was taken up): write RUN_DIR/summary.json from its status.
 struct WriteSummary {
   std::string run_id;
 };
 using Effect = std::variant<SendToAgent, CloseSession, AnswerCall, WritePendingManifest,
-                            PublishManifest, DeleteCheckpoint, WriteSummary>;
+                            PublishManifest, DeleteCheckpoint, SweepCheckpoints, WriteSummary>;
 
 struct Decision {
   std::vector<v1::Fact> facts;

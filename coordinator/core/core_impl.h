@@ -110,6 +110,8 @@ struct Core::Impl {
   void RetryDeferred();
   // Checkpoints that the submission names as damaged do not stand any more.
   void DiscardDamaged(const Run& run);
+  // What crashes left in the run's checkpoint folder goes.
+  void Sweep(const Run& run);
   void TryPlans();
   void TryPlan(const Run& run);
   void StartGeneration(const Run& run, const Plan& plan);

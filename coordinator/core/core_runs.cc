@@ -54,8 +54,7 @@ void Core::Impl::Submit(CallId call, v1::SubmitRunRequest request) {
   if (run != nullptr) request = FilledFrom(*run, std::move(request));
   const absl::StatusOr<RunFile> file = CheckSubmission(request);
   if (!file.ok()) return Answer(call, file.status());
-  if (run != nullptr && !run->ended()) {
-    if (!run->generation_open) return Answer(call, absl::OkStatus(), run->id());
+  if (run != nullptr && run->generation_open) {
     const GenerationRuntime& generation = generations_.at(run->id());
     const bool heard = std::any_of(
         generation.ranks_of.begin(), generation.ranks_of.end(), [this](const auto& entry) {
@@ -87,8 +86,10 @@ void Core::Impl::Submit(CallId call, v1::SubmitRunRequest request) {
   }
   v1::Fact fact;
   *fact.mutable_run_submitted()->mutable_request() = std::move(request);
+  const bool known = run != nullptr;
   Emit(std::move(fact));
   DiscardDamaged(state_.runs.at(run_id));
+  if (known) Sweep(state_.runs.at(run_id));
   Answer(call, absl::OkStatus(), run_id);
   TryPlan(state_.runs.at(run_id));
 }
@@ -107,6 +108,15 @@ void Core::Impl::DiscardDamaged(const Run& run) {
   if (RollBack(run, run.GrantedUntil(), back.mutable_windows_rolled_back())) Emit(std::move(back));
 }
 
+void Core::Impl::Sweep(const Run& run) {
+  if (run.generation.value() == 0) return;  // nothing was ever written
+  // The ranks of an open generation may still be writing.
+  const std::uint64_t last = run.generation.value() - (run.generation_open ? 1 : 0);
+  SweepCheckpoints sweep{CheckpointDir(run), last, {}};
+  for (const Checkpoint& checkpoint : run.checkpoints) sweep.known.push_back(checkpoint.folder);
+  decision_.effects.push_back(std::move(sweep));
+}
+
 void Core::Impl::RetryDeferred() {
   if (!std::exchange(retry_deferred_, false)) return;
   for (auto& [call, request] : std::exchange(deferred_, {})) Submit(call, std::move(request));
@@ -120,7 +130,10 @@ void Core::Impl::TryPlans() {
 
 void Core::Impl::TryPlan(const Run& run) {
   if (run.checkpoints.size() > 0 && run.CommittedStep() >= run.file.train.steps) {
-    return EndRun(run, v1::RUN_STATE_COMPLETED, "all steps were done before", false);
+    return EndRun(run, v1::RUN_STATE_COMPLETED,
+                  absl::StrCat("nothing was left to do: step ", run.CommittedStep(),
+                               " is committed, and [train] steps = ", run.file.train.steps),
+                  false);
   }
   if (free_slots_ < run.file.WorldSize()) return;  // cheap: most registrations end here
   const Plan plan = PlanFor(run.file, FreeNodesFor(run));

@@ -203,12 +203,12 @@ void Core::Impl::WriteNextManifest(GenerationRuntime& generation) {
   if (std::any_of(generation.checkpoints.begin(), generation.checkpoints.end(), is_writing)) return;
   for (auto& [step, checkpoint] : generation.checkpoints) {
     if (checkpoint.parts.size() < generation.ranks.size()) continue;
-    const Manifest manifest = ManifestOf(run, checkpoint);
+    Manifest manifest = ManifestOf(run, checkpoint);
     checkpoint.writing = true;
     checkpoint.manifest_digest = DigestOf(manifest);
     checkpoint.ledger_digest = manifest.ledger_digest;
-    decision_.effects.push_back(
-        WritePendingManifest{generation.key, step, CheckpointFolder(run, step), ToJson(manifest)});
+    decision_.effects.push_back(WritePendingManifest{
+        generation.key, step, CheckpointFolder(run, step), std::move(manifest)});
     return;
   }
 }
@@ -261,8 +261,10 @@ void Core::Impl::Discard(const Run& run, std::int64_t step, const std::string& f
   discarded.set_step(step);
   discarded.set_folder(folder);
   discarded.set_reason(reason);
+  const bool committed = run.HasCommitted(folder);
+  discarded.set_committed(committed);
   Emit(std::move(fact));
-  decision_.effects.push_back(DeleteCheckpoint{folder});
+  decision_.effects.push_back(DeleteCheckpoint{folder, committed});
 }
 
 void Core::Impl::OnFinished(NodeId node, const v1::RankFinished& finished) {

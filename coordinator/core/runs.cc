@@ -5,7 +5,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
+#include "common/checkpoint_name.h"
 #include "coordinator/core/limits.h"
 #include "coordinator/core/planner.h"
 
@@ -140,11 +140,14 @@ absl::Status CheckTakesUp(const Run& run, const RunFile& next,
   return absl::OkStatus();
 }
 
-std::string CheckpointFolder(const Run& run, std::int64_t step) {
+std::string CheckpointDir(const Run& run) {
   const std::string& dir = run.file.checkpoint.dir;
-  const std::string base =
-      !dir.empty() && dir.front() == '/' ? dir : absl::StrCat(run.request.run_dir(), "/", dir);
-  return absl::StrCat(base, "/", absl::StrFormat("step-%08d", step));
+  return !dir.empty() && dir.front() == '/' ? dir : absl::StrCat(run.request.run_dir(), "/", dir);
+}
+
+std::string CheckpointFolder(const Run& run, std::int64_t step) {
+  return absl::StrCat(CheckpointDir(run), "/",
+                      CheckpointFolderName({step, run.generation.value()}));
 }
 
 }  // namespace paceline::core

@@ -7,7 +7,8 @@
 //             -> STOPPING  somebody asked for the end
 //             -> WAITING   the generation ended
 //   STOPPING  -> WAITING   the generation ended
-//   COMPLETED, STOPPED, FAILED -> WAITING  submitted again with `resume`
+//   COMPLETED, STOPPED, FAILED -> WAITING  submitted again with `resume`, which a run that is
+//                        WAITING already may be, too
 //
 // A generation's end always leads through WAITING: what follows (another generation, or the
 // run's end) is a decision of its own.
@@ -43,7 +44,9 @@ absl::StatusOr<RunFile> CheckSubmission(const v1::SubmitRunRequest& request);
 // must be as it was. kInvalidArgument names the key.
 absl::Status CheckTakesUp(const Run& run, const RunFile& next, const v1::SubmitRunRequest& request);
 
-// RUN_DIR joined with [checkpoint] dir (which may be absolute), and "step-00000100" in it.
+// RUN_DIR joined with [checkpoint] dir (which may be absolute).
+std::string CheckpointDir(const Run& run);
+// Where the latest generation puts the checkpoint of `step`.
 std::string CheckpointFolder(const Run& run, std::int64_t step);
 
 }  // namespace paceline::core

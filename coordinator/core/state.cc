@@ -98,8 +98,8 @@ void ForgetEndedRunWhenFull(State& state) {
 absl::Status Apply(State& state, const v1::Fact& fact, const v1::RunSubmitted& submitted) {
   const v1::SubmitRunRequest& request = submitted.request();
   const auto known = state.runs.find(request.run_id());
-  if (known != state.runs.end() && !known->second.ended()) {
-    return DoesNotFollow(fact, absl::StrCat("run ", request.run_id(), " is there already"));
+  if (known != state.runs.end() && known->second.generation_open) {
+    return DoesNotFollow(fact, absl::StrCat("run ", request.run_id(), " is running"));
   }
   absl::StatusOr<RunFile> file =
       ParseRunFile(request.run_file(), absl::StrCat(request.run_id(), "/run.toml"), "/", {});
@@ -162,11 +162,6 @@ absl::Status Apply(State& state, const v1::Fact& fact, const v1::GenerationStart
   run->generation = Generation{started.key().generation()};
   run->generation_open = true;
   run->plan = started;
-  // What a checkpoint that comes after this start left behind was removed before; the new
-  // generation writes folders of the same names.
-  std::erase_if(run->discarded, [&started](const v1::CheckpointDiscarded& checkpoint) {
-    return checkpoint.step() > started.start_step();
-  });
   if (run->generation > run->first_generation) ++run->recoveries;
   return absl::OkStatus();
 }
@@ -247,9 +242,9 @@ absl::Status Apply(State& state, const v1::Fact& fact, const v1::CheckpointDisca
     return DoesNotFollow(fact, absl::StrCat("run ", discarded.run_id(), " is unknown"));
   }
   PushBounded(run->discarded, discarded, kMaxDiscarded);
-  const auto found = std::find_if(
-      run->checkpoints.begin(), run->checkpoints.end(),
-      [&discarded](const Checkpoint& c) { return c.position.step() == discarded.step(); });
+  const auto found =
+      std::find_if(run->checkpoints.begin(), run->checkpoints.end(),
+                   [&discarded](const Checkpoint& c) { return c.folder == discarded.folder(); });
   if (found == run->checkpoints.end()) return absl::OkStatus();
   const bool latest = found + 1 == run->checkpoints.end();
   run->checkpoints.erase(found);
@@ -349,8 +344,14 @@ bool Run::HasRequest(const std::string& request_id) const {
 }
 
 bool Run::WasDiscarded(std::int64_t step) const {
+  const std::string folder = CheckpointFolder(*this, step);
   return std::any_of(discarded.begin(), discarded.end(),
-                     [step](const v1::CheckpointDiscarded& d) { return d.step() == step; });
+                     [&folder](const v1::CheckpointDiscarded& d) { return d.folder() == folder; });
+}
+
+bool Run::HasCommitted(const std::string& folder) const {
+  return std::any_of(checkpoints.begin(), checkpoints.end(),
+                     [&folder](const Checkpoint& c) { return c.folder == folder; });
 }
 
 v1::GenerationKey Run::key() const {

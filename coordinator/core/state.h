@@ -69,8 +69,10 @@ struct Run {
   const std::string& id() const { return request.run_id(); }
   bool ended() const;
   bool HasRequest(const std::string& request_id) const;
-  // The checkpoint of `step` was discarded lately.
+  // The latest generation's checkpoint of `step` was discarded.
   bool WasDiscarded(std::int64_t step) const;
+  // A committed and kept checkpoint lies in `folder`.
+  bool HasCommitted(const std::string& folder) const;
   v1::GenerationKey key() const;  // of the latest generation
   // Steps that the last committed checkpoint has completed; 0: none.
   std::int64_t CommittedStep() const;

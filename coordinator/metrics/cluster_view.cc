@@ -7,6 +7,8 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "common/run_state.h"
+
 namespace paceline {
 namespace {
 
@@ -14,18 +16,6 @@ using prometheus::ClientMetric;
 using prometheus::MetricFamily;
 using prometheus::MetricType;
 using Labels = std::vector<ClientMetric::Label>;
-
-constexpr std::pair<v1::RunState, const char*> kStates[] = {
-    {v1::RUN_STATE_WAITING, "waiting"},     {v1::RUN_STATE_STARTING, "starting"},
-    {v1::RUN_STATE_RUNNING, "running"},     {v1::RUN_STATE_STOPPING, "stopping"},
-    {v1::RUN_STATE_COMPLETED, "completed"}, {v1::RUN_STATE_STOPPED, "stopped"},
-    {v1::RUN_STATE_FAILED, "failed"},
-};
-
-bool Ended(const v1::RunStatus& run) {
-  return run.state() == v1::RUN_STATE_COMPLETED || run.state() == v1::RUN_STATE_STOPPED ||
-         run.state() == v1::RUN_STATE_FAILED;
-}
 
 // Families in the order of their first sample.
 class Families {
@@ -69,7 +59,7 @@ void AddRun(const v1::RunStatus& run, Families& families) {
                   {"member", run.member()},
                   {"project", run.project()}},
                  1);
-  for (const auto& [state, name] : kStates) {
+  for (const auto& [state, name] : kRunStates) {
     families.Gauge("paceline_run_state", "1 for the state that the run is in, 0 for the others.",
                    {{"run_id", run.run_id()}, {"state", name}}, run.state() == state ? 1 : 0);
   }
@@ -122,16 +112,18 @@ std::vector<MetricFamily> ClusterFamilies(const ClusterView& view) {
   families.Gauge("paceline_coordinator_nodes", "Nodes that hold a lease.", {},
                  static_cast<double>(view.nodes.size()));
   families.Gauge("paceline_coordinator_slots", "Slots of the nodes that hold a lease.", {}, slots);
-  for (const auto& [state, name] : kStates) {
+  for (const auto& [state, name] : kRunStates) {
     const auto count =
         std::count_if(view.runs.begin(), view.runs.end(),
                       [state = state](const v1::RunStatus& run) { return run.state() == state; });
     families.Gauge("paceline_coordinator_runs", "Runs by state.", {{"state", name}},
                    static_cast<double>(count));
   }
-  auto ended = static_cast<std::size_t>(std::count_if(view.runs.begin(), view.runs.end(), Ended));
+  auto ended = static_cast<std::size_t>(
+      std::count_if(view.runs.begin(), view.runs.end(),
+                    [](const v1::RunStatus& run) { return HasEnded(run.state()); }));
   for (const v1::RunStatus& run : view.runs) {
-    if (Ended(run) && ended-- > ClusterView::kEndedRunsMax) continue;
+    if (HasEnded(run.state()) && ended-- > ClusterView::kEndedRunsMax) continue;
     AddRun(run, families);
   }
   return families.Take();
@@ -140,7 +132,7 @@ std::vector<MetricFamily> ClusterFamilies(const ClusterView& view) {
 std::string DiscoveryJson(const ClusterView& view, const std::string& coordinator_address) {
   std::map<std::uint64_t, std::string> run_of_node;
   for (const v1::RunStatus& run : view.runs) {
-    if (Ended(run)) continue;
+    if (HasEnded(run.state())) continue;
     for (const v1::NodeStatus& node : run.nodes()) run_of_node[node.node_id()] = run.run_id();
   }
   nlohmann::json targets = nlohmann::json::array();

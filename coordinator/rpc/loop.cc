@@ -12,6 +12,7 @@
 #include "common/check.h"
 #include "common/files.h"
 #include "coordinator/rpc/fact_text.h"
+#include "coordinator/rpc/summary.h"
 
 namespace paceline {
 namespace {
@@ -207,7 +208,7 @@ void Loop::Carry(const core::Effect& effect) {
           [&](const core::AnswerCall& answer) { AnswerSubmit(answer); },
           [&](const core::WritePendingManifest& write) {
             parts_.files.Enqueue([this, write] {
-              const absl::Status status = WritePendingManifest(write.folder, write.json);
+              const absl::Status status = WritePendingManifest(write.folder, write.manifest);
               LogFailure(status);
               Post(core::ManifestWritten{write.key, write.step, status});
             });
@@ -219,14 +220,21 @@ void Loop::Carry(const core::Effect& effect) {
           },
           [&](const core::DeleteCheckpoint& remove) {
             parts_.files.Enqueue(
-                [folder = remove.folder] { LogFailure(DeleteCheckpoint(folder)); });
+                [remove] { LogFailure(DeleteCheckpoint(remove.folder, remove.committed)); });
+          },
+          [&](const core::SweepCheckpoints& sweep) {
+            parts_.files.Enqueue([sweep] {
+              LogFailure(SweepCheckpoints(sweep.dir, sweep.last_generation, sweep.known));
+            });
           },
           [&](const core::WriteSummary& write) {
             const auto status = parts_.core.GetRun(write.run_id, ReadClock());
             if (!status.ok()) return LogFailure(status.status());
-            parts_.files.Enqueue([path = absl::StrCat(status->run_dir(), "/summary.json"),
-                                  json = SummaryJson(*status)] {
-              LogFailure(WriteFileAtomically(path, json, 0644));
+            parts_.files.Enqueue([status = *status] {
+              const LineageRecords records =
+                  ReadLineageRecords(status.run_dir(), status.checkpoint_step());
+              LogFailure(WriteFileAtomically(absl::StrCat(status.run_dir(), "/summary.json"),
+                                             SummaryJson(status, records), 0644));
             });
           },
       },

@@ -1,5 +1,7 @@
 #include "coordinator/rpc/run_files.h"
 
+#include <spdlog/spdlog.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -8,8 +10,8 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "common/checkpoint_name.h"
 #include "common/files.h"
 
 namespace paceline {
@@ -24,23 +26,30 @@ absl::Status RemoveFile(const std::string& path) {
   return ErrnoStatus(errno, absl::StrCat("removing ", path));
 }
 
-// Tokens a second of the ranks' processes; 0: they have not stepped.
-double TokensPerSecond(const v1::RunStatus& status) {
-  double tokens = 0;
-  double seconds = 0;
-  for (const v1::RankProgress& rank : status.ranks()) {
-    tokens += static_cast<double>(rank.tokens());
-    seconds = std::max(seconds, rank.step_seconds());
+bool HoldsManifest(const std::string& folder) {
+  return ::access(absl::StrCat(folder, "/", kManifest).c_str(), F_OK) == 0;
+}
+
+absl::Status CheckPartFile(const std::string& path, std::int64_t bytes) {
+  struct stat found = {};
+  if (::stat(path.c_str(), &found) != 0) {
+    const int error = errno;
+    if (error != ENOENT && error != ENOTDIR) return ErrnoStatus(error, absl::StrCat("stat ", path));
+    return absl::DataLossError(absl::StrCat(path, " is not there, though its rank reported it"));
   }
-  if (seconds > 0 && tokens > 0) return tokens / seconds;
-  const v1::StepRecord& step = status.step();  // Ranks that have gone leave the last step's.
-  return step.step_seconds() > 0 ? static_cast<double>(step.tokens()) / step.step_seconds() : 0;
+  if (S_ISREG(found.st_mode) && found.st_size == bytes) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat(path, " has ", found.st_size,
+                                          " bytes, its rank reported ", bytes,
+                                          "; do all nodes see one checkpoint folder?"));
 }
 
 }  // namespace
 
-absl::Status WritePendingManifest(const std::string& folder, const std::string& json) {
-  return WriteFileAtomically(absl::StrCat(folder, "/", kPendingManifest), json, 0644);
+absl::Status WritePendingManifest(const std::string& folder, const Manifest& manifest) {
+  for (const ManifestPart& part : manifest.parts) {
+    RETURN_IF_ERROR(CheckPartFile(absl::StrCat(folder, "/", part.file), part.bytes));
+  }
+  return WriteFileAtomically(absl::StrCat(folder, "/", kPendingManifest), ToJson(manifest), 0644);
 }
 
 absl::Status PublishManifest(const std::string& folder) {
@@ -55,11 +64,15 @@ absl::Status PublishManifest(const std::string& folder) {
   return SyncFolder(folder);
 }
 
-absl::Status DeleteCheckpoint(const std::string& folder) {
+absl::Status DeleteCheckpoint(const std::string& folder, bool committed) {
   const std::filesystem::path path(folder);
-  if (!path.is_absolute() || !absl::StartsWith(path.filename().string(), "step-")) {
+  if (!path.is_absolute() || !ParseCheckpointFolderName(path.filename().string())) {
     return absl::InvalidArgumentError(
         absl::StrCat("not deleting ", folder, ": its name is not that of a checkpoint"));
+  }
+  if (!committed && HoldsManifest(folder)) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "not deleting ", folder, ": it was to be discarded uncommitted, but holds a ", kManifest));
   }
   RETURN_IF_ERROR(RemoveFile(absl::StrCat(folder, "/", kManifest)));
   RETURN_IF_ERROR(RemoveFile(absl::StrCat(folder, "/", kPendingManifest)));
@@ -72,54 +85,32 @@ absl::Status DeleteCheckpoint(const std::string& folder) {
   return absl::OkStatus();
 }
 
-std::string RunStateName(v1::RunState state) {
-  switch (state) {
-    case v1::RUN_STATE_WAITING:
-      return "waiting";
-    case v1::RUN_STATE_STARTING:
-      return "starting";
-    case v1::RUN_STATE_RUNNING:
-      return "running";
-    case v1::RUN_STATE_STOPPING:
-      return "stopping";
-    case v1::RUN_STATE_COMPLETED:
-      return "completed";
-    case v1::RUN_STATE_STOPPED:
-      return "stopped";
-    case v1::RUN_STATE_FAILED:
-      return "failed";
-    default:
-      return "unknown";
+absl::Status SweepCheckpoints(const std::string& dir, std::uint64_t last_generation,
+                              const std::vector<std::string>& known) {
+  std::error_code error;
+  std::filesystem::directory_iterator entries(dir, error);
+  if (error == std::errc::no_such_file_or_directory) return absl::OkStatus();
+  std::vector<std::string> left_over;
+  for (; !error && entries != std::filesystem::directory_iterator(); entries.increment(error)) {
+    const std::string folder = absl::StrCat(dir, "/", entries->path().filename().string());
+    const auto name = ParseCheckpointFolderName(entries->path().filename().string());
+    if (!name || name->generation > last_generation) continue;
+    if (std::find(known.begin(), known.end(), folder) != known.end()) continue;
+    if (HoldsManifest(folder)) {
+      spdlog::warn("{} is a whole checkpoint that the journal does not know; it is left alone",
+                   folder);
+    } else {
+      left_over.push_back(folder);
+    }
   }
-}
-
-std::string SummaryJson(const v1::RunStatus& status) {
-  nlohmann::ordered_json summary;
-  summary["run_id"] = status.run_id();
-  summary["state"] = RunStateName(status.state());
-  summary["reason"] = status.reason();
-  summary["steps"] = status.step().step();
-  summary["tokens"] = status.tokens();
-  const nlohmann::ordered_json null;
-  summary["loss"] = status.has_step() ? nlohmann::ordered_json(status.step().loss()) : null;
-  summary["valid_loss"] =
-      status.has_eval() ? nlohmann::ordered_json(status.eval().valid_loss()) : null;
-  const double rate = TokensPerSecond(status);
-  summary["tokens_per_second"] = rate > 0 ? nlohmann::ordered_json(rate) : null;
-  summary["generations"] = status.generation();
-  summary["recoveries"] = status.recoveries();
-  summary["lost_steps"] = status.lost_steps();
-  summary["lost_tokens"] = status.lost_tokens();
-  summary["cost"] = status.cost();
-  summary["currency"] = status.currency();
-  summary["cost_per_million_tokens"] =
-      status.tokens() > 0
-          ? nlohmann::ordered_json(status.cost() / (static_cast<double>(status.tokens()) / 1e6))
-          : null;
-  summary["checkpoint"] =
-      status.checkpoint().empty() ? null : nlohmann::ordered_json(status.checkpoint());
-  // Texts come from outside: bytes that are no UTF-8 are replaced, not thrown over.
-  return summary.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+  absl::Status result =
+      error ? ErrnoStatus(error.value(), absl::StrCat("listing ", dir)) : absl::OkStatus();
+  for (const std::string& folder : left_over) {
+    spdlog::info("removing {}, which was never committed", folder);
+    const absl::Status removed = DeleteCheckpoint(folder, /*committed=*/false);
+    if (result.ok()) result = removed;
+  }
+  return result;
 }
 
 std::string ToJson(const CoordinatorInfo& info) {

@@ -1,4 +1,4 @@
-// What the coordinator does to a run's folder: manifests, deleted checkpoints, summary.json, and
+// What the coordinator does to a run's folder: manifests, deleted checkpoints, and
 // coordinator.json, by which the command line finds the coordinator.
 // Invariant: each file appears whole or not at all, and doing a thing twice does no harm.
 // Threading: any thread; CoordinatorFiles is internally locked.
@@ -8,30 +8,30 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <vector>
 
+#include "common/manifest.h"
 #include "common/status.h"
-#include "paceline/v1/coordinator.pb.h"
 
 namespace paceline {
 
-// FOLDER/manifest.json.pending, durable.
-absl::Status WritePendingManifest(const std::string& folder, const std::string& json);
+// FOLDER/manifest.json.pending, durable. kDataLoss: a part that the manifest names is not there, or
+// has another size; names the file.
+absl::Status WritePendingManifest(const std::string& folder, const Manifest& manifest);
 
 // Renames it to manifest.json, durably. Done already: OK.
 absl::Status PublishManifest(const std::string& folder);
 
 // Removes the checkpoint, its manifest first, so that a crash leaves no whole-looking half. Gone
-// already: OK. kInvalidArgument: the folder's name is not that of a checkpoint ("step-...").
-absl::Status DeleteCheckpoint(const std::string& folder);
+// already: OK. kInvalidArgument: the folder's name is not that of a checkpoint.
+// kFailedPrecondition: it holds a manifest.json, which one that is not `committed` cannot.
+absl::Status DeleteCheckpoint(const std::string& folder, bool committed);
 
-// "waiting", "completed", ...: as summary.json and metrics name it.
-std::string RunStateName(v1::RunState state);
-
-// Content of RUN_DIR/summary.json. What a run does not have (a loss before its first step, a
-// validation loss without held-out text, a cost per token before its first token) is null.
-// tokens_per_second: tokens that the ranks of the last generation processed over the time the
-// slowest of them spent in steps; evaluations and checkpoints beside the steps do not count.
-std::string SummaryJson(const v1::RunStatus& status);
+// Removes from `dir` the checkpoints of generations up to `last_generation` that are not among the
+// folders `known`: no generation writes them any more and nobody will commit them. One that holds a
+// manifest.json is left and named in the log. No `dir`: OK. The first error, after all are tried.
+absl::Status SweepCheckpoints(const std::string& dir, std::uint64_t last_generation,
+                              const std::vector<std::string>& known);
 
 // What coordinator.json says.
 struct CoordinatorInfo {

@@ -1,6 +1,7 @@
 #include "coordinator/storage/journal.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -99,6 +100,8 @@ class FileJournal : public Journal {
   absl::Status WriteRecord(RecordKind kind, const std::string& payload);
   void KeepRoom(std::int64_t bytes);
   absl::Status CheckFormerUnchanged() const;
+  // kFailedPrecondition: a newer epoch exists.
+  absl::Status CheckNotReplaced() const;
   void RemoveUnneeded(std::uint64_t snapshot_index) const;
 
   const std::string folder_;
@@ -334,6 +337,20 @@ void FileJournal::KeepRoom(std::int64_t bytes) {
   if (::fallocate(file_, FALLOC_FL_KEEP_SIZE, 0, room_end) == 0) room_end_ = room_end;
 }
 
+absl::Status FileJournal::CheckNotReplaced() const {
+  const std::string newer = PathOf(JournalName({last_->epoch + 1, 1}));
+  if (::access(newer.c_str(), F_OK) == 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(newer, " exists: a newer coordinator has taken over"));
+  }
+  // The next epoch's file may be gone again: a later one's snapshot removes it, and then this
+  // epoch's as well.
+  struct stat own = {};
+  if (::fstat(file_, &own) == 0 && own.st_nlink > 0) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      PathOf(JournalName(*last_)), " was removed: a newer coordinator has taken over"));
+}
+
 absl::Status FileJournal::Append(const std::vector<v1::Fact>& facts) {
   PACELINE_CHECK(file_ >= 0);
   RETURN_IF_ERROR(broken_);
@@ -346,11 +363,7 @@ absl::Status FileJournal::Append(const std::vector<v1::Fact>& facts) {
   }
   broken_ = WriteRecord(RecordKind::kFactBatch, batch.SerializeAsString());
   RETURN_IF_ERROR(broken_);
-  const std::string newer = PathOf(JournalName({last_->epoch + 1, 1}));
-  if (::access(newer.c_str(), F_OK) == 0) {
-    broken_ = absl::FailedPreconditionError(
-        absl::StrCat(newer, " exists: a newer coordinator has taken over"));
-  }
+  broken_ = CheckNotReplaced();
   last_index_ = index;
   return broken_;
 }

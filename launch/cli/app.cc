@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <iostream>
@@ -31,10 +32,46 @@ std::string UnknownVerb(const CLI::App& app, int argc, const char* const* argv) 
   return text;
 }
 
+// The verb (of the last level) that the first words name.
+const CLI::App& VerbNamed(const CLI::App& app, int argc, const char* const* argv) {
+  const CLI::App* verb = &app;
+  for (int i = 1; i < argc; ++i) {
+    const std::vector<const CLI::App*> named = verb->get_subcommands(
+        [word = argv[i]](const CLI::App* below) { return below->get_name() == word; });
+    if (named.empty()) break;
+    verb = named.front();
+  }
+  return *verb;
+}
+
+// The first flag that the verb does not have, with the one it may have been meant for.
+std::string UnknownFlag(const CLI::App& app, int argc, const char* const* argv) {
+  const CLI::App& verb = VerbNamed(app, argc, argv);
+  std::vector<std::string> flags;
+  for (const CLI::Option* option : verb.get_options()) {
+    for (const std::string& name : option->get_lnames()) flags.push_back("--" + name);
+  }
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (word == "--") break;
+    const std::string flag = word.substr(0, word.find('='));
+    if (!flag.starts_with("--") || std::find(flags.begin(), flags.end(), flag) != flags.end()) {
+      continue;
+    }
+    const std::string nearest = run_file::Nearest(flag, flags);
+    return flag + ": there is no such flag" +
+           (nearest.empty() ? "" : "; did you mean " + nearest + "?");
+  }
+  return "";
+}
+
 int PrintParseError(const CLI::App& app, const CLI::ParseError& error, int argc,
                     const char* const* argv) {
   if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
-  const std::string unknown = UnknownVerb(app, argc, argv);
+  std::string unknown = UnknownVerb(app, argc, argv);
+  if (unknown.empty() && dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) {
+    unknown = UnknownFlag(app, argc, argv);
+  }
   std::cerr << (unknown.empty() ? std::string(error.what()) : unknown)
             << "\nsee paceline --help, or paceline VERB --help" << std::endl;
   return static_cast<int>(ExitCode::kBadInput);

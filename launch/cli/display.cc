@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 
+#include "common/run_state.h"
 #include "launch/cli/format.h"
 
 namespace paceline::cli {
@@ -23,13 +24,13 @@ std::string Loss(double loss) {
 }
 
 std::string StateLine(const v1::RunStatus& status) {
-  std::string text = StateName(status.state());
+  std::string text = RunStateName(status.state());
   if (status.state() == v1::RUN_STATE_STARTING) {
     text += " generation " + std::to_string(status.generation());
     if (status.layout().data() > 0) {
-      text += " on " +
-              std::to_string(status.layout().data() * std::max(status.layout().pipeline(), 1)) +
-              " ranks";
+      text += " on " + FormatNumberOf(std::int64_t{status.layout().data()} *
+                                          std::max(status.layout().pipeline(), 1),
+                                      "rank");
     }
   }
   if (!status.reason().empty()) text += ": " + status.reason();
@@ -72,32 +73,6 @@ std::string Line(const v1::RunStatus& status, const RateWindow& rate, const Line
 }
 
 }  // namespace
-
-std::string StateName(v1::RunState state) {
-  switch (state) {
-    case v1::RUN_STATE_WAITING:
-      return "waiting";
-    case v1::RUN_STATE_STARTING:
-      return "starting";
-    case v1::RUN_STATE_RUNNING:
-      return "running";
-    case v1::RUN_STATE_STOPPING:
-      return "stopping";
-    case v1::RUN_STATE_COMPLETED:
-      return "completed";
-    case v1::RUN_STATE_STOPPED:
-      return "stopped";
-    case v1::RUN_STATE_FAILED:
-      return "failed";
-    default:
-      return "unknown";
-  }
-}
-
-bool HasEnded(v1::RunState state) {
-  return state == v1::RUN_STATE_COMPLETED || state == v1::RUN_STATE_STOPPED ||
-         state == v1::RUN_STATE_FAILED;
-}
 
 void RateWindow::Add(double seconds, std::int64_t step) {
   if (!samples_.empty() && step < samples_.back().step) samples_.clear();
@@ -168,8 +143,8 @@ ProgressReporter::Lines ProgressReporter::Update(const v1::RunStatus& status, do
     if (generation_ > 0 && status.recoveries() > 0) {
       lines.events.push_back("recovery: generation " + std::to_string(status.generation()) +
                              " goes on from step " + std::to_string(status.checkpoint_step()) +
-                             "; " + std::to_string(status.lost_steps()) +
-                             " steps lost in the run so far");
+                             "; " + FormatNumberOf(status.lost_steps(), "step") +
+                             " lost in the run so far");
     }
     generation_ = status.generation();
   }

@@ -11,10 +11,6 @@
 
 namespace paceline::cli {
 
-// "waiting", "running", ...
-std::string StateName(v1::RunState state);
-bool HasEnded(v1::RunState state);
-
 // How fast a run goes, over the last few seconds of what was seen of it.
 // Invariant: samples are in order of time and step; a step that goes back (a rollback) begins
 // anew.

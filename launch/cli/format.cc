@@ -48,6 +48,10 @@ std::string FormatCount(double count) {
   return ThreeDigits(value) + *suffixes;
 }
 
+std::string FormatNumberOf(std::int64_t count, const std::string& thing) {
+  return std::to_string(count) + " " + thing + (count == 1 ? "" : "s");
+}
+
 std::string FormatBytes(double bytes) {
   if (!(bytes >= 0) || std::isinf(bytes)) return "?";
   if (bytes < 1024) return Printed("%.0f B", bytes);

@@ -13,6 +13,9 @@ std::string FormatDuration(double seconds);
 // "950", "51.2k", "1.30M", "7.00G": powers of 1000.
 std::string FormatCount(double count);
 
+// "1 rank", "4 ranks".
+std::string FormatNumberOf(std::int64_t count, const std::string& thing);
+
 // "512 B", "1.5 MiB": powers of 1024.
 std::string FormatBytes(double bytes);
 

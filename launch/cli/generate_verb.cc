@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <limits>
 #include <memory>
 #include <numeric>
@@ -38,6 +39,17 @@ absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenCheckpoint(const std::stri
   absl::StatusOr<std::unique_ptr<CheckpointReader>> reader =
       CheckpointReader::Open(checkpoints.empty() ? path : checkpoints.front());
   if (absl::IsNotFound(reader.status())) {
+    std::error_code ignored;
+    if (const std::string run_toml = path + "/run.toml";
+        std::filesystem::exists(run_toml, ignored)) {
+      ASSIGN_OR_RETURN(const RunFile run_file, LoadRunFile(run_toml, {}));
+      const std::filesystem::path dir = std::filesystem::path(path) / run_file.checkpoint.dir;
+      return absl::NotFoundError(
+          "--checkpoint " + path + " is a run's folder; its checkpoints are " + "in " +
+          dir.lexically_normal().string() +
+          (ListCheckpoints(dir.string()).empty() ? ", of which none is committed yet"
+                                                 : ": give that, or one of them"));
+    }
     return absl::NotFoundError("--checkpoint " + path +
                                " is neither a committed checkpoint nor a folder of them; "
                                "paceline show RUN names a run's checkpoints");
@@ -201,7 +213,7 @@ void AddGenerateVerb(CLI::App& app, Invocation& invocation) {
              .help = "Let a trained model go on with a text",
              .examples = {"paceline generate --checkpoint runs/RUN/checkpoints --prompt \"Once "
                           "upon a time\"",
-                          "paceline generate --checkpoint runs/RUN/checkpoints/step-00000300 "
+                          "paceline generate --checkpoint runs/RUN/checkpoints/step-00000300-g1 "
                           "--prompt \"The\" --tokens 50 --temperature 0"}},
             *options);
   verb.Text("--checkpoint", options->checkpoint, "DIR",

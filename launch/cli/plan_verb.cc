@@ -123,13 +123,15 @@ void PrintText(const RunFile& run_file, const Plan& plan) {
   Print("layout", "pipeline " + std::to_string(run_file.layout.pipeline) + " x data " +
                       std::to_string(run_file.DataParallel()) + ", expert " +
                       std::to_string(run_file.layout.expert));
-  Print("placement", std::to_string(run_file.WorldSize()) + " ranks on " +
-                         std::to_string(run_file.launch.nodes) + " nodes of " +
-                         std::to_string(run_file.launch.slots_per_node) + " slots, in order");
-  Print("batch", std::to_string(run_file.train.global_batch_size) + " sequences of " +
-                     std::to_string(run_file.train.sequence_length) + " tokens; " +
-                     std::to_string(run_file.MicroBatchesPerRank()) + " micro-batches of " +
-                     std::to_string(run_file.train.micro_batch_size) + " on each rank");
+  Print("placement", FormatNumberOf(run_file.WorldSize(), "rank") + " on " +
+                         FormatNumberOf(run_file.launch.nodes, "node") + " of " +
+                         FormatNumberOf(run_file.launch.slots_per_node, "slot") + ", in order");
+  Print("batch",
+        FormatNumberOf(run_file.train.global_batch_size, "sequence") + " of " +
+            FormatNumberOf(run_file.train.sequence_length, "token") + "; " +
+            std::to_string(run_file.MicroBatchesPerRank()) +
+            (run_file.MicroBatchesPerRank() == 1 ? " micro-batch of " : " micro-batches of ") +
+            std::to_string(run_file.train.micro_batch_size) + " on each rank");
   Print("steps", std::to_string(run_file.train.steps) + ", " + count(tokens) + " tokens, " +
                      count(plan.flops_per_token * tokens) + " FLOPs");
   Print("memory a rank", FormatBytes(memory.total()) + ":");

@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
+#include <system_error>
 #include <vector>
 
 #include "launch/cli/format.h"
@@ -43,6 +45,13 @@ void PrintTable(const std::vector<Row>& rows) {
 }
 
 absl::StatusOr<ExitCode> RunPs(const CommonOptions& options) {
+  std::error_code error;
+  // Where nothing was ever run the default folder is missing, too.
+  if (options.run_dir != kDefaultRunDir && !std::filesystem::is_directory(options.run_dir, error)) {
+    return absl::NotFoundError("--run-dir " + options.run_dir +
+                               ": there is no such folder; give the one that holds the runs' "
+                               "folders");
+  }
   std::vector<Row> rows = {{"RUN", "STATE", "STEP", "LOSS", "TOKENS", "COST"}};
   nlohmann::json runs = nlohmann::json::array();
   for (const RunFolder& folder : ListRunFolders(options.run_dir)) {

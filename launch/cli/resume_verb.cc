@@ -103,9 +103,10 @@ absl::StatusOr<ExitCode> RunResume(const Options& options) {
                        // A run that never reached a coordinator begins.
                        .resume = before.submitted,
                        .json = options.json};
-  ASSIGN_OR_RETURN(request.corpus, CheckData(run_file));
+  ASSIGN_OR_RETURN(request.corpus, CheckData(run_file, {folder.RunToml(), overrides}));
   ASSIGN_OR_RETURN(request.damaged_checkpoints,
                    FindDamaged(checkpoints, before.status.checkpoint()));
+  RETURN_IF_ERROR(ClaimCheckpointDir(folder, run_file));
   // What was changed stays changed: the folder's run file says what the run is.
   if (!overrides.empty()) {
     RETURN_IF_ERROR(WriteFileAtomically(folder.RunToml(), ToToml(run_file), 0644));

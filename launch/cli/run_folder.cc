@@ -1,6 +1,7 @@
 #include "launch/cli/run_folder.h"
 
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -21,6 +22,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::size_t kMaxListedRuns = 10;
+constexpr std::int64_t kMaxOwnerBytes = 4096;
 
 bool IsRunFolder(const std::string& path) {
   std::error_code error;
@@ -145,6 +147,32 @@ absl::StatusOr<RunFolder> FindRunFolder(const std::string& run_dir, const std::s
 
 std::string CheckpointDir(const RunFolder& folder, const RunFile& run_file) {
   return (fs::path(folder.path) / run_file.checkpoint.dir).lexically_normal().string();
+}
+
+absl::Status ClaimCheckpointDir(const RunFolder& folder, const RunFile& run_file) {
+  const std::string dir = CheckpointDir(folder, run_file);
+  const std::string subject = "[checkpoint] dir = \"" + dir + "\"";
+  std::error_code error;
+  fs::create_directories(dir, error);
+  if (error) {
+    return absl::InvalidArgumentError(subject + ": it cannot be made: " + error.message());
+  }
+  // Whole from its first instant on, and of the one that came first.
+  const std::string owner = dir + "/" + kCheckpointOwner;
+  const std::string draft = owner + "." + folder.run_id;
+  RETURN_IF_ERROR(WriteFileAtomically(draft, folder.run_id + "\n", 0644));
+  const int failed = ::link(draft.c_str(), owner.c_str()) == 0 ? 0 : errno;
+  ::unlink(draft.c_str());
+  if (failed == 0) return SyncFolder(dir);
+  if (failed != EEXIST) return ErrnoStatus(failed, "making " + owner);
+  ASSIGN_OR_RETURN(std::string name, ReadFile(owner, kMaxOwnerBytes));
+  while (!name.empty() && name.back() == '\n') name.pop_back();
+  if (name == folder.run_id) return absl::OkStatus();
+  return absl::InvalidArgumentError(subject + " belongs to run " + name + ", not to run " +
+                                    folder.run_id +
+                                    "; give a folder of its own, or one relative to the run's "
+                                    "folder (where that run is gone for good, remove " +
+                                    owner + ")");
 }
 
 RunFile WithAbsolutePaths(const RunFolder& folder, RunFile run_file) {

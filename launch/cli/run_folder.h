@@ -13,6 +13,7 @@
 namespace paceline::cli {
 
 inline constexpr char kDefaultRunDir[] = "runs";
+inline constexpr char kCheckpointOwner[] = "OWNER";
 
 struct RunFolder {
   std::string run_id;
@@ -46,6 +47,10 @@ absl::StatusOr<RunFolder> FindRunFolder(const std::string& run_dir, const std::s
 
 // Folder of the run's checkpoints, absolute.
 std::string CheckpointDir(const RunFolder& folder, const RunFile& run_file);
+
+// Makes the run's checkpoint folder its own: a file in it, OWNER, names the run. Again: OK.
+// kInvalidArgument: it is another run's; names both.
+absl::Status ClaimCheckpointDir(const RunFolder& folder, const RunFile& run_file);
 
 // Every path of the run file absolute: what the coordinator and the workers get.
 RunFile WithAbsolutePaths(const RunFolder& folder, RunFile run_file);

@@ -46,8 +46,13 @@ absl::StatusOr<ExitCode> RunRun(const Options& options) {
   RETURN_IF_ERROR(CheckCheckpointDir(run_file));
   RETURN_IF_ERROR(CheckInit(run_file));
   TrainRequest request{.run_dir = options.run_dir, .run_file = run_file, .json = options.json};
-  ASSIGN_OR_RETURN(request.corpus, CheckData(run_file));
+  ASSIGN_OR_RETURN(request.corpus, CheckData(run_file, {options.file, overrides}));
   ASSIGN_OR_RETURN(request.folder, CreateRunFolder(options.run_dir, run_file));
+  if (const absl::Status claimed = ClaimCheckpointDir(request.folder, run_file); !claimed.ok()) {
+    std::error_code ignored;
+    std::filesystem::remove_all(request.folder.path, ignored);  // made a moment ago, for nothing
+    return claimed;
+  }
   (options.json ? std::cerr : std::cout)
       << "run " << request.folder.run_id << " in " << request.folder.path << std::endl;
   return Train(request);

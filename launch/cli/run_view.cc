@@ -8,11 +8,11 @@
 
 #include "common/clock.h"
 #include "common/run_file.h"
+#include "common/run_state.h"
 #include "common/status.h"
 #include "coordinator/core/core.h"
 #include "coordinator/storage/journal.h"
 #include "launch/cli/coordinator_client.h"
-#include "launch/cli/display.h"
 #include "nlohmann/json.hpp"
 
 namespace paceline::cli {
@@ -68,7 +68,7 @@ void TakeRecords(const RunFolder& folder, v1::RunStatus& status) {
 }  // namespace
 
 std::string RunView::State() const {
-  return IsInterrupted() ? "interrupted" : StateName(status.state());
+  return IsInterrupted() ? "interrupted" : RunStateName(status.state());
 }
 
 bool RunView::IsInterrupted() const { return !live && !HasEnded(status.state()); }
@@ -104,6 +104,8 @@ absl::StatusOr<RunView> ViewRunFolder(const RunFolder& folder) {
   }
   view.status.set_run_id(folder.run_id);
   view.status.set_run_dir(folder.path);
+  // Agents end with the `paceline run` that began them, whether the journal heard of it or not.
+  for (v1::NodeStatus& node : *view.status.mutable_nodes()) node.set_alive(false);
   if (!HasEnded(view.status.state())) TakeRecords(folder, view.status);
   return view;
 }

@@ -3,6 +3,7 @@
 #include <memory>
 #include <string>
 
+#include "common/run_state.h"
 #include "common/status.h"
 #include "launch/cli/display.h"
 #include "launch/cli/format.h"
@@ -54,14 +55,14 @@ void PrintProgress(const v1::RunStatus& status) {
                     " for " + status.project());
   if (status.recoveries() > 0) {
     Print("recoveries", std::to_string(status.recoveries()) + ", " +
-                            std::to_string(status.lost_steps()) + " steps lost");
+                            FormatNumberOf(status.lost_steps(), "step") + " lost");
   }
 }
 
 void PrintNodesAndRanks(const v1::RunStatus& status) {
   for (const v1::NodeStatus& node : status.nodes()) {
-    Print("node", node.name() + " on " + node.host() + ", " + std::to_string(node.slots()) +
-                      " slots, " + (node.alive() ? "alive" : "gone") +
+    Print("node", node.name() + " on " + node.host() + ", " + FormatNumberOf(node.slots(), "slot") +
+                      ", " + (node.alive() ? "alive" : "gone") +
                       (node.metrics_address().empty()
                            ? ""
                            : ", metrics http://" + node.metrics_address() + "/metrics"));
@@ -101,7 +102,10 @@ absl::StatusOr<ExitCode> RunShow(const Options& options) {
   const v1::RunStatus& status = view.status;
   Print("run", folder.run_id);
   Print("folder", folder.path);
-  Print("state", view.State() + (status.reason().empty() ? "" : ": " + status.reason()));
+  // The line on the failure says why a run failed.
+  const bool told_below = status.state() == v1::RUN_STATE_FAILED && status.has_failure();
+  Print("state",
+        view.State() + (status.reason().empty() || told_below ? "" : ": " + status.reason()));
   Print("generation", std::to_string(status.generation()));
   if (status.has_layout()) Print("layout", LayoutText(status.layout()));
   PrintProgress(status);

@@ -97,12 +97,16 @@ nlohmann::json SummaryOf(const RunFolder& folder, const RunView& view) {
   }
   const v1::RunStatus& status = view.status;
   const auto tokens = static_cast<double>(status.tokens());
+  const std::int64_t committed = status.checkpoint_step();
   return {{"run_id", folder.run_id},
           {"state", view.State()},
-          {"steps", status.step().step()},
+          {"steps", committed},
           {"tokens", status.tokens()},
-          {"loss", status.has_step() ? Number(status.step().loss()) : nullptr},
-          {"valid_loss", status.has_eval() ? Number(status.eval().valid_loss()) : nullptr},
+          {"loss", committed > 0 && status.step().step() == committed ? Number(status.step().loss())
+                                                                      : nlohmann::json(nullptr)},
+          {"valid_loss", status.has_eval() && status.eval().step() <= committed
+                             ? Number(status.eval().valid_loss())
+                             : nlohmann::json(nullptr)},
           {"tokens_per_second", nullptr},
           {"generations", status.generation()},
           {"recoveries", status.recoveries()},

@@ -3,6 +3,7 @@
 #include <cstdio>
 
 #include "absl/status/status.h"
+#include "common/run_state.h"
 #include "launch/cli/display.h"
 #include "launch/cli/format.h"
 #include "nlohmann/json.hpp"
@@ -32,9 +33,9 @@ std::vector<std::string> ResultLines(const RunFolder& folder, const v1::RunStatu
                                      const nlohmann::json& summary) {
   const std::string currency = TextIn(summary, "currency");
   std::vector<std::string> lines;
-  lines.push_back("run         " + folder.run_id + " " + StateName(status.state()) + " at step " +
-                  std::to_string(static_cast<long long>(NumberIn(summary, "steps"))) + " of " +
-                  std::to_string(status.steps_total()));
+  lines.push_back("run         " + folder.run_id + " " + RunStateName(status.state()) +
+                  " at step " + std::to_string(static_cast<long long>(NumberIn(summary, "steps"))) +
+                  " of " + std::to_string(status.steps_total()));
   lines.push_back("loss        " + LossIn(summary, "loss") + " (validation " +
                   LossIn(summary, "valid_loss") + ")");
   lines.push_back("tokens      " + FormatCount(NumberIn(summary, "tokens")) + " at " +
@@ -75,6 +76,8 @@ std::string FailureText(const v1::RunStatus& status) {
   if (!status.has_failure()) return "";
   const v1::RankFailed& failure = status.failure();
   std::string text = "rank " + std::to_string(failure.rank());
+  // What the coordinator found out by itself names the rank already.
+  if (failure.error().starts_with(text + " on ")) return failure.error();
   // The coordinator's reason names the node; its host is in the list of nodes.
   for (const v1::NodeStatus& node : status.nodes()) {
     if (status.reason().find(node.name()) != std::string::npos) {

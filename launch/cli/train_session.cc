@@ -12,6 +12,8 @@
 #include <utility>
 
 #include "common/clock.h"
+#include "common/run_file_place.h"
+#include "common/run_state.h"
 #include "common/status.h"
 #include "common/timeouts.h"
 #include "common/token.h"
@@ -79,6 +81,11 @@ class Session {
     client_ = std::make_unique<CoordinatorClient>(cluster_->coordinator().address, token);
     token_ = token;
     RETURN_IF_ERROR(Submit());
+    // A run that had nothing left to do has ended already, and would keep no agent.
+    if (Look() && HasEnded(view_.status.state())) {
+      output_.Event(view_.status.reason());
+      return absl::OkStatus();
+    }
     return cluster_->StartAgents();
   }
 
@@ -237,23 +244,26 @@ class Session {
 
 }  // namespace
 
-absl::StatusOr<CorpusFacts> CheckData(const RunFile& run_file) {
+absl::StatusOr<CorpusFacts> CheckData(const RunFile& run_file, const RunFileSource& source) {
+  const auto named = [&source](const absl::Status& status, const char* key) {
+    return Annotate(status, KeyPlace(source.path, source.overrides, "data", key));
+  };
   CorpusFacts facts;
-  ASSIGN_OR_RETURN(const std::unique_ptr<SampleOrder> train,
-                   SampleOrder::Open(run_file.data.train, run_file.train.sequence_length,
-                                     run_file.model.vocab_size, run_file.run.seed,
-                                     /*shuffle=*/true));
-  RETURN_IF_ERROR(train->Verify());
-  facts.digest = train->digest();
-  facts.samples = train->samples_per_epoch();
-  facts.tokens = train->tokens();
+  const auto train =
+      SampleOrder::Open(run_file.data.train, run_file.train.sequence_length,
+                        run_file.model.vocab_size, run_file.run.seed, /*shuffle=*/true);
+  if (!train.ok()) return named(train.status(), "train");
+  RETURN_IF_ERROR(named((*train)->Verify(), "train"));
+  facts.digest = (*train)->digest();
+  facts.samples = (*train)->samples_per_epoch();
+  facts.tokens = (*train)->tokens();
   if (!run_file.data.valid.empty()) {
-    ASSIGN_OR_RETURN(const std::unique_ptr<SampleOrder> valid,
-                     SampleOrder::Open(run_file.data.valid, run_file.train.sequence_length,
-                                       run_file.model.vocab_size, run_file.run.seed,
-                                       /*shuffle=*/false));
-    RETURN_IF_ERROR(valid->Verify());
-    facts.valid_tokens = valid->tokens();
+    const auto valid =
+        SampleOrder::Open(run_file.data.valid, run_file.train.sequence_length,
+                          run_file.model.vocab_size, run_file.run.seed, /*shuffle=*/false);
+    if (!valid.ok()) return named(valid.status(), "valid");
+    RETURN_IF_ERROR(named((*valid)->Verify(), "valid"));
+    facts.valid_tokens = (*valid)->tokens();
   }
   return facts;
 }

@@ -23,9 +23,15 @@ struct CorpusFacts {
   std::int64_t valid_tokens = 0;
 };
 
-// Opens and checks every corpus that the run file names. The error names the file and what is
-// wrong with it.
-absl::StatusOr<CorpusFacts> CheckData(const RunFile& run_file);
+// Where a run file's values came from, for messages.
+struct RunFileSource {
+  std::string path;
+  std::vector<Override> overrides;
+};
+
+// Opens and checks every corpus that the run file names. The error names the line of the run file
+// (or the --set), the corpus's file and what is wrong with it.
+absl::StatusOr<CorpusFacts> CheckData(const RunFile& run_file, const RunFileSource& source);
 
 struct TrainRequest {
   RunFolder folder;

@@ -78,7 +78,7 @@ int Run(const std::string& folder, double gib, int rounds) {
     const std::string plain_path = folder + "/plain.bin";
     const PlainWrite plain = WritePlainly(plain_path, state);
     std::filesystem::remove(plain_path);
-    if (const auto status = writer.Snapshot(round, folder, slices); !status.ok()) {
+    if (const auto status = writer.Snapshot({round, 1}, folder, slices); !status.ok()) {
       std::fprintf(stderr, "%s\n", status.ToString().c_str());
       return 1;
     }
@@ -87,7 +87,7 @@ int Run(const std::string& folder, double gib, int rounds) {
       std::fprintf(stderr, "%s\n", written.status().ToString().c_str());
       return 1;
     }
-    std::filesystem::remove_all(folder + "/" + CheckpointFolderName(round));
+    std::filesystem::remove_all(folder + "/" + CheckpointFolderName({round, 1}));
     const double plain_rate = megabytes / plain.seconds;
     const double part_rate = megabytes / written->write_seconds;
     std::printf("%-6s %12.0f %12.0f %8.3f %12.3f %12.3f %10.4f\n",

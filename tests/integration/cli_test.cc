@@ -95,6 +95,25 @@ TEST_F(CliTest, BadSetIsNamedAsGiven) {
   EXPECT_THAT(output.err, HasSubstr("--set train.steps=many: is a string; it must be an integer"));
 }
 
+TEST_F(CliTest, SetIsAnsweredWithTheKeyAsSetTakesIt) {
+  EXPECT_THAT(Run({"plan", "tiny.toml", "--set", "train.stepz=1"}).err,
+              HasSubstr("did you mean train.steps?"));
+  EXPECT_THAT(Run({"plan", "tiny.toml", "--set", "run.steps=1"}).err,
+              HasSubstr("did you mean train.steps?"));
+  const Output huge = Run({"plan", "tiny.toml", "--set", "train.steps=99999999999999999999"});
+  EXPECT_EQ(huge.code, 2);
+  EXPECT_THAT(huge.err, HasSubstr("is an integer beyond 64 bits"));
+}
+
+TEST_F(CliTest, WhatIsWrongWithACorpusNamesTheLineThatNamesIt) {
+  const Output in_file = Run({"run", "tiny.toml"});
+  EXPECT_EQ(in_file.code, 2);
+  EXPECT_THAT(in_file.err, HasSubstr("tiny.toml:10: [data] train: "));
+  const Output by_set = Run({"run", "tiny.toml", "--set", "data.train=elsewhere"});
+  EXPECT_EQ(by_set.code, 2);
+  EXPECT_THAT(by_set.err, HasSubstr("--set data.train=elsewhere: "));
+}
+
 TEST_F(CliTest, ErrorsAreOneJsonObjectWhenJsonIsAskedFor) {
   const Output output = Run({"run", "none.toml", "-o", "json"});
   EXPECT_EQ(output.code, 2);
@@ -108,6 +127,9 @@ TEST_F(CliTest, UnknownVerbAndUnknownFlagEndWithTwo) {
   EXPECT_EQ(verb.code, 2);
   EXPECT_THAT(verb.err, HasSubstr("did you mean paceline run?"));
   EXPECT_EQ(Run({}).code, 2);
+  const Output flag = Run({"run", "tiny.toml", "--sett", "train.steps=1"});
+  EXPECT_EQ(flag.code, 2);
+  EXPECT_THAT(flag.err, HasSubstr("--sett: there is no such flag; did you mean --set?"));
   EXPECT_EQ(Run({"show", "--nonsense"}).code, 2);
   EXPECT_EQ(Run({"ps", "-o", "xml"}).code, 2);
 }
@@ -162,6 +184,9 @@ TEST_F(CliTest, ZshAndFishCompletionNameTheVerbs) {
 TEST_F(CliTest, RunDirWithoutRunsIsEmptyAndARunThatIsNotThereEndsWithTwo) {
   EXPECT_EQ(Run({"ps"}).code, 0);
   EXPECT_EQ(nlohmann::json::parse(Run({"ps", "-o", "json"}).out).at("runs").size(), 0u);
+  const Output missing = Run({"ps", "--run-dir", "elsewhere"});
+  EXPECT_EQ(missing.code, 2);
+  EXPECT_THAT(missing.err, HasSubstr("--run-dir elsewhere: there is no such folder"));
   for (const char* verb : {"show", "stop", "resume", "logs"}) {
     const Output output = Run({verb, "latest", "--run-dir", "elsewhere"});
     EXPECT_EQ(output.code, 2) << verb;
@@ -186,6 +211,36 @@ TEST_F(CliTest, PlanCountsWhatTheModelTakes) {
   EXPECT_GT(json.at("memory_per_rank").at("activations").get<double>(), 0);
   EXPECT_EQ(json.at("tokens"), 3 * 4 * 16);
   EXPECT_THAT(Run({"plan", "tiny.toml"}).out, HasSubstr("memory a rank"));
+}
+
+TEST_F(CliTest, PlanCountsOneAsOne) {
+  EXPECT_THAT(Run({"plan", "tiny.toml"}).out, HasSubstr("1 rank on 1 node of 1 slot, in order"));
+}
+
+TEST_F(CliTest, LogsAreOneJsonObject) {
+  std::filesystem::create_directories(folder_.path() / "runs/tiny-1/logs");
+  WriteWhole(folder_ / "runs/tiny-1/run.toml", kRunFile);
+  WriteWhole(folder_ / "runs/tiny-1/logs/node-0.log", "first\nsecond | third\n");
+  const Output output = Run({"logs", "latest", "-n", "1", "-o", "json"});
+  EXPECT_EQ(output.code, 0) << output.err;
+  const nlohmann::json json = nlohmann::json::parse(output.out);
+  EXPECT_EQ(json.at("run_id"), "tiny-1");
+  ASSERT_EQ(json.at("lines").size(), 1u);
+  EXPECT_EQ(json.at("lines")[0].at("source"), "node-0");
+  EXPECT_EQ(json.at("lines")[0].at("line"), "second | third");
+  EXPECT_EQ(Run({"logs", "latest", "-f", "-o", "json"}).code, 2);
+}
+
+TEST_F(CliTest, GenerateFromARunsFolderSaysWhichFolderToGive) {
+  std::filesystem::create_directories(folder_.path() / "runs/tiny-1/checkpoints/step-00000010-g1");
+  WriteWhole(folder_ / "runs/tiny-1/run.toml", kRunFile);
+  const std::vector<std::string> generate = {"generate", "--checkpoint", "runs/tiny-1", "--prompt",
+                                             "a"};
+  const Output none = Run(generate);
+  EXPECT_EQ(none.code, 2);
+  EXPECT_THAT(none.err, HasSubstr("runs/tiny-1/checkpoints, of which none is committed yet"));
+  WriteWhole(folder_ / "runs/tiny-1/checkpoints/step-00000010-g1/manifest.json", "{}");
+  EXPECT_THAT(Run(generate).err, HasSubstr("runs/tiny-1/checkpoints: give that"));
 }
 
 TEST_F(CliTest, GenerateWithoutACheckpointNamesTheFolder) {

@@ -229,8 +229,8 @@ class EndToEndTest(unittest.TestCase):
         self.assertEqual([line["step"] for line in evals], [20, 40])
         self.assertEqual(evals[-1]["valid_loss"], summary["valid_loss"])
         # Retention: the newest three, each whole.
-        kept = sorted(path.name for path in (run.folder / "checkpoints").iterdir())
-        self.assertEqual(kept, ["step-00000020", "step-00000030", "step-00000040"])
+        kept = sorted(path.name for path in (run.folder / "checkpoints").glob("step-*"))
+        self.assertEqual(kept, ["step-00000020-g1", "step-00000030-g1", "step-00000040-g1"])
         # Four worker processes in two agents, each with a log.
         self.assertEqual(len(list(run.folder.glob("logs/rank-*.log"))), 4)
         self.assertEqual(len(list(run.folder.glob("logs/node-*.log"))), 2)
@@ -320,18 +320,30 @@ class EndToEndTest(unittest.TestCase):
         summary = json.loads((run.folder / "summary.json").read_text())
         self.assertEqual(summary["state"], "failed")
         self.assertIn("resume", run.log())
+        committed = summary["steps"]
+        self.assertIn(f"step-{committed:08d}-g1", summary["checkpoint"])
+        self.assertEqual(summary["tokens"], committed * 8 * 32)
+        self.assertEqual(summary["loss"], run.steps()[committed - 1]["loss"])
         shown = paceline("show", run.folder.name, "--run-dir", run.run_dir, cwd=self.folder)
         self.assertEqual(shown.returncode, 0, shown.stderr)
         self.assertRegex(shown.stdout, r"rank \d")
+        self.assertNotIn("alive", shown.stdout)
         self.assertIn("9", shown.stdout)
 
-        resumed = Run(self, verb=["resume", run.folder.name])
+        # With no step left to do it ends at once: no agent is started.
+        agent_log = (run.folder / "logs" / "node-0.log").read_text()
+        nothing = Run(self, "--set", f"train.steps={committed}", verb=["resume", run.folder.name])
+        self.assertEqual(nothing.wait(), 0, run.log())
+        self.assertIn("nothing was left to do", nothing.process.stdout.read())
+        self.assertEqual((run.folder / "logs" / "node-0.log").read_text(), agent_log)
+
+        resumed = Run(self, "--set", "train.steps=400", verb=["resume", run.folder.name])
         self.assertEqual(resumed.wait(), 0, run.log())
         self.assertEqual(losses(run.folder / "steps.jsonl"), losses(whole.folder / "steps.jsonl"))
         summary = json.loads((run.folder / "summary.json").read_text())
         self.assertEqual(summary["generations"], 2)
-        # What was done again; the coordinator counts what it had heard of.
-        self.assertLessEqual(summary["lost_steps"], len(run.steps()) - 400)
+        # What was done again.
+        self.assertEqual(summary["lost_steps"], len(run.steps()) - 400)
         self.assertEqual(summary["lost_tokens"], summary["lost_steps"] * 8 * 32)
         self.assertEqual(summary["tokens"], 400 * 8 * 32)
 
@@ -351,7 +363,7 @@ class EndToEndTest(unittest.TestCase):
         self.assertEqual(resumed.wait(), 0, run.log())
         self.assertIn(newest.name, run.log())
         first_again = [line["step"] for line in run.steps() if line["generation"] == 2][0]
-        self.assertEqual(f"step-{first_again - 1 + 10:08d}", newest.name)
+        self.assertEqual(f"step-{first_again - 1 + 10:08d}-g1", newest.name)
         summary = json.loads((run.folder / "summary.json").read_text())
         self.assertGreaterEqual(summary["lost_steps"], 10)
 

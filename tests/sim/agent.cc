@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
+#include "common/checkpoint_name.h"
 
 namespace paceline::sim {
 namespace {
@@ -276,32 +276,33 @@ void Agent::AskForWindows(std::int64_t step) {
 void Agent::WritePart(std::int32_t rank, std::int64_t step, bool last, bool stopped) {
   const v1::GenerationKey key = generation_->key();
   const std::uint64_t incarnation = incarnation_;
-  world_.After(milliseconds(world_.random_.Between(1, 400)), [this, rank, step, last, stopped, key,
-                                                              incarnation] {
-    if (!alive_ || incarnation != incarnation_ || !Holds(key)) return;
-    v1::AgentMessage message;
-    v1::CheckpointPart& part = *message.mutable_checkpoint_part();
-    *part.mutable_key() = key;
-    part.set_rank(rank);
-    part.mutable_position()->set_step(step);
-    part.mutable_position()->set_sample(step * world_.options_.nodes *
-                                        world_.options_.slots_per_node);
-    part.mutable_position()->set_seed(7);
-    part.mutable_position()->set_corpus_digest("c0ffee");
-    part.set_file(absl::StrCat("rank-", rank, ".safetensors"));
-    part.set_bytes(1000);
-    const std::string folder = absl::StrFormat("/runs/run/checkpoints/step-%08d", step);
-    world_.disk_.parts[{folder, key.generation()}].insert(rank);
-    Tell(step, std::move(message));
-    if (!last) return;
-    finished_.insert(rank);
-    v1::AgentMessage finished;
-    *finished.mutable_finished()->mutable_key() = key;
-    finished.mutable_finished()->set_rank(rank);
-    finished.mutable_finished()->set_step(step);
-    finished.mutable_finished()->set_stopped(stopped);
-    Tell(0, std::move(finished));
-  });
+  world_.After(milliseconds(world_.random_.Between(1, 400)),
+               [this, rank, step, last, stopped, key, incarnation] {
+                 if (!alive_ || incarnation != incarnation_ || !Holds(key)) return;
+                 v1::AgentMessage message;
+                 v1::CheckpointPart& part = *message.mutable_checkpoint_part();
+                 *part.mutable_key() = key;
+                 part.set_rank(rank);
+                 part.mutable_position()->set_step(step);
+                 part.mutable_position()->set_sample(step * world_.options_.nodes *
+                                                     world_.options_.slots_per_node);
+                 part.mutable_position()->set_seed(7);
+                 part.mutable_position()->set_corpus_digest("c0ffee");
+                 part.set_file(absl::StrCat("rank-", rank, ".safetensors"));
+                 part.set_bytes(1000);
+                 const std::string folder = absl::StrCat(
+                     "/runs/run/checkpoints/", CheckpointFolderName({step, key.generation()}));
+                 world_.disk_.parts[{folder, key.generation()}].insert(rank);
+                 Tell(step, std::move(message));
+                 if (!last) return;
+                 finished_.insert(rank);
+                 v1::AgentMessage finished;
+                 *finished.mutable_finished()->mutable_key() = key;
+                 finished.mutable_finished()->set_rank(rank);
+                 finished.mutable_finished()->set_step(step);
+                 finished.mutable_finished()->set_stopped(stopped);
+                 Tell(0, std::move(finished));
+               });
 }
 
 void Agent::OnPeerLost() {

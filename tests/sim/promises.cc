@@ -1,10 +1,19 @@
 #include "tests/sim/promises.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "absl/strings/str_cat.h"
 
 namespace paceline::sim {
+namespace {
+
+// The journal counts whole milliseconds from each opening on.
+constexpr std::int64_t kClockStepsMs = 5;
+// CoreOptions::charge_interval, and what passes between a heartbeat and the Tick that charges it.
+constexpr std::int64_t kChargeIntervalMs = 10'000 + 1'500;
+
+}  // namespace
 
 void Promises::Expect(bool holds, const v1::Fact& fact, const std::string& otherwise) {
   if (!holds) breaches_.push_back(absl::StrCat("fact ", fact.index(), ": ", otherwise));
@@ -14,32 +23,30 @@ void Promises::OnFact(const v1::Fact& fact) {
   Expect(static_cast<std::int64_t>(fact.index()) == last_index_ + 1, fact, "index out of order");
   last_index_ = static_cast<std::int64_t>(fact.index());
   switch (fact.body_case()) {
-    case v1::Fact::kNodeJoined: {
-      Membership& node = nodes_[fact.node_joined().node_id()];
-      const std::uint64_t incarnation = fact.node_joined().node().incarnation();
-      Expect(!node.alive, fact, "a node joined that was there");
-      Expect(incarnation >= node.incarnation, fact, "an older incarnation joined");
-      node = {true, incarnation, fact.at_ms()};
-      heard_ms_[fact.node_joined().node_id()] = fact.at_ms();
+    case v1::Fact::kEpochOpened:
+      epoch_ = fact.epoch_opened().epoch();
+      break;
+    case v1::Fact::kRunSubmitted:
+      runs_[fact.run_submitted().request().run_id()].active = true;
+      break;
+    case v1::Fact::kRunEnded:
+      for (const auto& [id, node] : nodes_) {
+        if (node.run_id == fact.run_ended().run_id()) ExpectCharged(fact, id, node);
+      }
+      runs_[fact.run_ended().run_id()].active = false;
+      break;
+    case v1::Fact::kNodeJoined:
+      OnJoined(fact, fact.node_joined());
+      break;
+    case v1::Fact::kNodeLeft: {
+      Membership& node = nodes_[fact.node_left().node_id()];
+      ExpectCharged(fact, fact.node_left().node_id(), node);
+      node.alive = false;
       break;
     }
-    case v1::Fact::kNodeLeft:
-      nodes_[fact.node_left().node_id()].alive = false;
+    case v1::Fact::kGenerationStarted:
+      OnStarted(fact, fact.generation_started());
       break;
-    case v1::Fact::kGenerationStarted: {
-      Lineage& run = runs_[fact.generation_started().key().run_id()];
-      const std::int64_t committed = run.committed.empty() ? 0 : run.committed.back();
-      Expect(!run.open, fact, "a second generation is open");
-      Expect(fact.generation_started().key().generation() == run.generation + 1, fact,
-             "generations are not counted one by one");
-      Expect(fact.generation_started().start_step() == committed, fact,
-             "a generation does not start from the last committed checkpoint");
-      Expect(run.granted_until == committed, fact, "windows of an earlier generation are held");
-      run.open = true;
-      run.generation = fact.generation_started().key().generation();
-      run.world = fact.generation_started().placements_size();
-      break;
-    }
     case v1::Fact::kGenerationEnded: {
       Lineage& run = runs_[fact.generation_ended().key().run_id()];
       Expect(run.open && fact.generation_ended().key().generation() == run.generation, fact,
@@ -77,6 +84,30 @@ void Promises::OnFact(const v1::Fact& fact) {
   }
 }
 
+void Promises::OnJoined(const v1::Fact& fact, const v1::NodeJoined& joined) {
+  Membership& node = nodes_[joined.node_id()];
+  const std::uint64_t incarnation = joined.node().incarnation();
+  Expect(!node.alive, fact, "a node joined that was there");
+  Expect(incarnation >= node.incarnation, fact, "an older incarnation joined");
+  node = {true, incarnation, fact.at_ms(), joined.node().run_id(), joined.node().slots()};
+  OnHeartbeat(joined.node_id(), incarnation, fact.at_ms());
+  OnHeartbeatTaken(joined.node_id(), incarnation);
+}
+
+void Promises::OnStarted(const v1::Fact& fact, const v1::GenerationStarted& started) {
+  Lineage& run = runs_[started.key().run_id()];
+  const std::int64_t committed = run.committed.empty() ? 0 : run.committed.back();
+  Expect(!run.open, fact, "a second generation is open");
+  Expect(started.key().generation() == run.generation + 1, fact,
+         "generations are not counted one by one");
+  Expect(started.start_step() == committed, fact,
+         "a generation does not start from the last committed checkpoint");
+  Expect(run.granted_until == committed, fact, "windows of an earlier generation are held");
+  run.open = true;
+  run.generation = started.key().generation();
+  run.world = started.placements_size();
+}
+
 void Promises::OnCommitted(const v1::Fact& fact, const v1::CheckpointCommittedFact& commit) {
   Lineage& run = runs_[commit.key().run_id()];
   Expect(run.open && commit.key().generation() == run.generation, fact,
@@ -103,10 +134,34 @@ void Promises::OnCharge(const v1::Fact& fact, const v1::ChargePosted& charge) {
   Expect(charge.from_ms() == node.charged_until_ms, fact,
          "a charge overlaps or leaves a gap after the one before");
   Expect(charge.to_ms() > charge.from_ms(), fact, "an empty charge");
-  Expect(charge.to_ms() <= heard_ms_[charge.node_id()], fact,
+  Expect(charge.to_ms() <= heard_[{charge.node_id(), charge.incarnation()}].at_ms, fact,
          "a charge reaches beyond the last accepted heartbeat");
   node.charged_until_ms = charge.to_ms();
+  if (charge.run_id().empty()) return;
+  const double hours = static_cast<double>(charge.to_ms() - charge.from_ms()) / 3'600'000.0;
+  const double amount = node.slots * hours * kSlotHour;
+  Expect(std::abs(charge.amount() - amount) <= 1e-9 * amount, fact, "a charge of another amount");
   runs_[charge.run_id()].cost += charge.amount();
+}
+
+void Promises::OnHeartbeat(std::uint64_t node_id, std::uint64_t incarnation, std::int64_t at_ms) {
+  const std::string& run_id = nodes_[node_id].run_id;
+  heard_[{node_id, incarnation}] = {at_ms, epoch_, !run_id.empty() && runs_[run_id].active};
+}
+
+void Promises::ExpectCharged(const v1::Fact& fact, std::uint64_t node_id, const Membership& node) {
+  if (!node.alive) return;
+  const Heard& heard = taken_[{node_id, node.incarnation}];
+  std::int64_t uncharged_ms = kClockStepsMs;
+  if (heard.epoch != epoch_) {
+    // What the coordinator before heard went with it, but for what it had charged; idle nodes it
+    // charged when they came to serve a run.
+    if (!heard.paid) return;
+    uncharged_ms += kChargeIntervalMs;
+  }
+  Expect(node.charged_until_ms >= heard.at_ms - uncharged_ms, fact,
+         absl::StrCat("node ", node_id, " was heard until ", heard.at_ms, " by epoch ", heard.epoch,
+                      " and is charged until ", node.charged_until_ms, " only"));
 }
 
 std::int64_t Promises::CommittedSteps(const std::string& run_id) const {

@@ -15,6 +15,8 @@
 
 namespace paceline::sim {
 
+inline constexpr double kSlotHour = 2.0;  // of every simulated run
+
 // The checkpoint parts that lie durably in each folder, by generation.
 struct Disk {
   // (folder, generation) -> ranks whose part is durable.
@@ -29,8 +31,13 @@ class Promises {
 
   // Steps a worker has been allowed to take are told by the world.
   void OnFact(const v1::Fact& fact);
-  // An accepted heartbeat of a node at `at_ms` of the journal's clock.
-  void OnHeartbeat(std::uint64_t node_id, std::int64_t at_ms) { heard_ms_[node_id] = at_ms; }
+  // A sign of life of a node's incarnation reached the coordinator at `at_ms` of the journal's
+  // clock.
+  void OnHeartbeat(std::uint64_t node_id, std::uint64_t incarnation, std::int64_t at_ms);
+  // And the coordinator has outlived what it decided on it.
+  void OnHeartbeatTaken(std::uint64_t node_id, std::uint64_t incarnation) {
+    taken_[{node_id, incarnation}] = heard_[{node_id, incarnation}];
+  }
 
   const std::vector<std::string>& breaches() const { return breaches_; }
   // Steps that the committed lineage of the run covers, from 0 on without a gap.
@@ -45,22 +52,38 @@ class Promises {
     std::int64_t granted_until = 0;
     std::vector<std::int64_t> committed;  // steps of the checkpoints that stand, ascending
     double cost = 0;
+    bool active = false;  // submitted, and not ended
+  };
+  // The last sign of life, and the coordinator that took it.
+  struct Heard {
+    std::int64_t at_ms = 0;
+    std::uint64_t epoch = 0;
+    bool paid = false;  // the run that the node serves alone was active
   };
   struct Membership {
     bool alive = false;
     std::uint64_t incarnation = 0;
     std::int64_t charged_until_ms = 0;
+    std::string run_id;  // that it serves alone
+    int slots = 0;
   };
 
   void Expect(bool holds, const v1::Fact& fact, const std::string& otherwise);
+  void OnJoined(const v1::Fact& fact, const v1::NodeJoined& joined);
+  void OnStarted(const v1::Fact& fact, const v1::GenerationStarted& started);
   void OnCommitted(const v1::Fact& fact, const v1::CheckpointCommittedFact& commit);
   void OnDiscarded(const v1::CheckpointDiscarded& discarded);
+  // The node's time is not charged on from here: what it was heard of must have been.
+  void ExpectCharged(const v1::Fact& fact, std::uint64_t node_id, const Membership& node);
   void OnCharge(const v1::Fact& fact, const v1::ChargePosted& charge);
 
   const Disk* disk_;
   std::map<std::string, Lineage> runs_;
   std::map<std::uint64_t, Membership> nodes_;
-  std::map<std::uint64_t, std::int64_t> heard_ms_;
+  // By node and incarnation.
+  std::map<std::pair<std::uint64_t, std::uint64_t>, Heard> heard_;
+  std::map<std::pair<std::uint64_t, std::uint64_t>, Heard> taken_;
+  std::uint64_t epoch_ = 0;
   std::int64_t last_index_ = 0;
   std::vector<std::string> breaches_;
 };

@@ -107,14 +107,12 @@ void Simulation::StartCoordinator() {
 
 void Simulation::DeliverFrom(core::SessionId session, int agent, const v1::AgentMessage& message) {
   if (!coordinator_up_ || !sessions_.contains(session)) return;
-  if (message.has_heartbeat() || message.has_register_()) {
-    // Before the decision: what it charges may reach up to this sign of life.
-    const std::int64_t at = now().wall_ms;
-    if (agents_[static_cast<std::size_t>(agent)]->node_id_ != 0) {
-      promises_->OnHeartbeat(agents_[static_cast<std::size_t>(agent)]->node_id_, at);
-    }
-  }
+  const std::uint64_t node = agents_[static_cast<std::size_t>(agent)]->node_id_;
+  const bool is_sign = node != 0 && (message.has_heartbeat() || message.has_register_());
+  // Before the decision: what it charges may reach up to this sign of life.
+  if (is_sign) promises_->OnHeartbeat(node, message.incarnation(), now().wall_ms);
   Deliver(core::AgentSaid{session, message});
+  if (is_sign && coordinator_up_) promises_->OnHeartbeatTaken(node, message.incarnation());
 }
 
 void Simulation::Deliver(const core::Event& event) {
@@ -179,18 +177,36 @@ void Simulation::CarryEffect(const core::Effect& effect) {
     }
     disk_.published.insert(publish->folder);
   } else if (const auto* remove = std::get_if<core::DeleteCheckpoint>(&effect)) {
-    for (const auto& [id, run] : core_->state().runs) {
-      for (const core::Checkpoint& checkpoint : run.checkpoints) {
-        if (checkpoint.folder == remove->folder) {
-          trouble_ = absl::StrCat("a committed checkpoint was deleted: ", remove->folder);
-        }
-      }
-    }
-    std::erase_if(disk_.parts,
-                  [remove](const auto& entry) { return entry.first.first == remove->folder; });
-    disk_.pending.erase(remove->folder);
-    disk_.published.erase(remove->folder);
+    // A slow disk: by then the step may have been trained again.
+    After(milliseconds(random_.Between(0, 30'000)),
+          [this, folder = remove->folder, life = coordinator_lives_] {
+            if (life == coordinator_lives_ && coordinator_up_) Remove(folder);
+          });
+  } else if (const auto* sweep = std::get_if<core::SweepCheckpoints>(&effect)) {
+    Sweep(*sweep);
   }
+}
+
+void Simulation::Remove(const std::string& folder) {
+  if (core_->state().runs.at(kRun).HasCommitted(folder)) {
+    trouble_ = absl::StrCat("a committed checkpoint was deleted: ", folder);
+  }
+  std::erase_if(disk_.parts, [&folder](const auto& entry) { return entry.first.first == folder; });
+  disk_.pending.erase(folder);
+  disk_.published.erase(folder);
+}
+
+void Simulation::Sweep(const core::SweepCheckpoints& sweep) {
+  std::set<std::string> left_over;
+  for (const auto& [where, ranks] : disk_.parts) {
+    const auto& [folder, generation] = where;
+    const bool known =
+        std::find(sweep.known.begin(), sweep.known.end(), folder) != sweep.known.end();
+    if (generation <= sweep.last_generation && !known && !disk_.published.contains(folder)) {
+      left_over.insert(folder);
+    }
+  }
+  for (const std::string& folder : left_over) Remove(folder);
 }
 
 void Simulation::CrashAfter(const core::Decision& decision) {
@@ -252,7 +268,7 @@ std::string Simulation::RunFileText() const {
       world, "\nsteps = ", options_.steps,
       "\n[checkpoint]\ninterval_steps = ", options_.checkpoint_interval, "\nkeep = ", options_.keep,
       "\n[launch]\nnodes = ", options_.nodes, "\nslots_per_node = ", options_.slots_per_node,
-      "\n[rates]\nslot_hour = 2.0\n");
+      "\n[rates]\nslot_hour = ", kSlotHour, "\n");
 }
 
 void Simulation::Submit(bool resume) {

@@ -111,6 +111,8 @@ class Simulation {
   void Deliver(const core::Event& event);
   void Carry(const core::Decision& decision);
   void CarryEffect(const core::Effect& effect);
+  void Remove(const std::string& folder);
+  void Sweep(const core::SweepCheckpoints& sweep);
   void CrashAfter(const core::Decision& decision);
   void ScheduleTick();
   void CheckReplay();

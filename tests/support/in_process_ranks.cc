@@ -187,7 +187,8 @@ std::string CommitCheckpoint(const RunFile& run_file, const std::vector<RankOutc
       }
     }
   }
-  const std::string folder = run_file.checkpoint.dir + "/" + CheckpointFolderName(step);
+  const std::string folder =
+      run_file.checkpoint.dir + "/" + CheckpointFolderName({step, manifest.generation});
   WriteWhole(folder + "/manifest.json", ToJson(manifest));
   return folder;
 }

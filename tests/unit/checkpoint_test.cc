@@ -53,7 +53,7 @@ absl::StatusOr<WrittenPart> WritePart(int rank, std::int64_t step, const std::st
       rank, [&](absl::StatusOr<WrittenPart> part, std::int64_t) { result = std::move(part); });
   std::vector<SliceView> views;
   for (const Held& held : slices) views.push_back(held.view());
-  RETURN_IF_ERROR(writer.Snapshot(step, dir, views));
+  RETURN_IF_ERROR(writer.Snapshot({step, 1}, dir, views));
   writer.Flush();
   return result;
 }
@@ -80,7 +80,7 @@ std::string Committed(const TempFolder& dir, std::int64_t step = 100) {
     EXPECT_TRUE(part.ok()) << part.status();
     parts.push_back(*part);
   }
-  const std::string folder = dir / CheckpointFolderName(step);
+  const std::string folder = dir / CheckpointFolderName({step, 1});
   Commit(folder, parts);
   return folder;
 }
@@ -122,8 +122,8 @@ TEST(CheckpointTest, ScalarsAndCubesReadBack) {
                         {Make("s", {}, {}, {}), Make("c", {3, 4, 5}, {0, 0, 0}, {3, 2, 5}),
                          Make("c", {3, 4, 5}, {0, 2, 0}, {3, 2, 5})});
   ASSERT_TRUE(part.ok()) << part.status();
-  Commit(dir / "step-00000001", {*part});
-  const auto reader = CheckpointReader::Open(dir / "step-00000001");
+  Commit(dir / "step-00000001-g1", {*part});
+  const auto reader = CheckpointReader::Open(dir / "step-00000001-g1");
   ASSERT_TRUE(reader.ok()) << reader.status();
   std::vector<float> scalar(1, -1);
   ASSERT_TRUE((*reader)->Read("s", {}, {}, scalar).ok());
@@ -148,7 +148,7 @@ TEST(CheckpointTest, SnapshotIsTheStateOfItsMoment) {
     for (std::int64_t step = 1; step <= 5; ++step) {
       std::fill(held.values.begin(), held.values.end(), static_cast<float>(step));
       const SliceView view = held.view();
-      ASSERT_TRUE(writer.Snapshot(step, dir.path(), {&view, 1}).ok());
+      ASSERT_TRUE(writer.Snapshot({step, 1}, dir.path(), {&view, 1}).ok());
       std::fill(held.values.begin(), held.values.end(), -1.0f);
     }
   }
@@ -158,7 +158,7 @@ TEST(CheckpointTest, SnapshotIsTheStateOfItsMoment) {
     EXPECT_EQ(part.step, step);
     EXPECT_EQ(part.file, "rank-00003.safetensors");
     EXPECT_GE(part.write_seconds, part.fsync_seconds);
-    const std::string folder = dir / CheckpointFolderName(step);
+    const std::string folder = dir / CheckpointFolderName({step, 1});
     Commit(folder, {part});
     const auto reader = CheckpointReader::Open(folder);
     ASSERT_TRUE(reader.ok()) << reader.status();
@@ -174,8 +174,8 @@ TEST(CheckpointTest, PartsOfManyChunksKeepTheirDigests) {
                         {Make("a", {3'000'000}, {0}, {3'000'000}), Make("b", {7}, {0}, {7}),
                          Make("none", {0}, {0}, {0}), Make("c", {1'048'576}, {0}, {1'048'576})});
   ASSERT_TRUE(part.ok()) << part.status();
-  Commit(dir / "step-00000001", {*part});
-  EXPECT_TRUE(OpenAndVerify(dir / "step-00000001").ok());
+  Commit(dir / "step-00000001-g1", {*part});
+  EXPECT_TRUE(OpenAndVerify(dir / "step-00000001-g1").ok());
 }
 
 TEST(CheckpointTest, EveryFlippedByteOfAPartIsFoundByName) {
@@ -256,16 +256,17 @@ TEST(CheckpointTest, FolderWithoutManifestIsNoCheckpoint) {
   Committed(dir, 150);
   Committed(dir, 1'000'000'000);  // more digits than usual
   ASSERT_TRUE(WritePart(0, 200, dir.path(), {Make("w", {4}, {0}, {4})}).ok());
-  WriteWhole(dir / "step-00000200/manifest.json.pending", "{}");
-  std::filesystem::create_directory(dir / "step-7");
-  WriteWhole(dir / "step-7/manifest.json", "{}");
-  std::filesystem::create_directory(dir / "step-00000300-copy");
-  WriteWhole(dir / "step-00000300-copy/manifest.json", "{}");
+  WriteWhole(dir / "step-00000200-g1/manifest.json.pending", "{}");
+  std::filesystem::create_directory(dir / "step-7-g1");
+  WriteWhole(dir / "step-7-g1/manifest.json", "{}");
+  std::filesystem::create_directory(dir / "step-00000300-g1-copy");
+  WriteWhole(dir / "step-00000300-g1-copy/manifest.json", "{}");
 
-  EXPECT_THAT(ListCheckpoints(dir.path()),
-              ElementsAre(dir / "step-1000000000", dir / "step-00000150", dir / "step-00000050"));
+  EXPECT_THAT(
+      ListCheckpoints(dir.path()),
+      ElementsAre(dir / "step-1000000000-g1", dir / "step-00000150-g1", dir / "step-00000050-g1"));
   EXPECT_TRUE(ListCheckpoints(dir / "missing").empty());
-  EXPECT_EQ(CheckpointReader::Open(dir / "step-00000200").status().code(),
+  EXPECT_EQ(CheckpointReader::Open(dir / "step-00000200-g1").status().code(),
             absl::StatusCode::kNotFound);
 }
 
@@ -282,8 +283,8 @@ TEST(CheckpointTest, MissingCoverIsRefusedByName) {
   TempFolder dir;
   auto part = WritePart(0, 1, dir.path(), {Make("w", {6, 8}, {0, 0}, {3, 8})});
   ASSERT_TRUE(part.ok());
-  Commit(dir / "step-00000001", {*part});
-  const auto reader = CheckpointReader::Open(dir / "step-00000001");
+  Commit(dir / "step-00000001-g1", {*part});
+  const auto reader = CheckpointReader::Open(dir / "step-00000001-g1");
   ASSERT_TRUE(reader.ok()) << reader.status();
   std::vector<float> out(48);
   const absl::Status status = (*reader)->Read("w", Extents{0, 0}, Extents{6, 8}, out);
@@ -299,8 +300,8 @@ TEST(CheckpointTest, OverlappingSlicesAreRefused) {
   auto a = WritePart(0, 1, dir.path(), {Make("w", {6}, {0}, {4})});
   auto b = WritePart(1, 1, dir.path(), {Make("w", {6}, {3}, {3})});
   ASSERT_TRUE(a.ok() && b.ok());
-  Commit(dir / "step-00000001", {*a, *b});
-  EXPECT_EQ(CheckpointReader::Open(dir / "step-00000001").status().code(),
+  Commit(dir / "step-00000001-g1", {*a, *b});
+  EXPECT_EQ(CheckpointReader::Open(dir / "step-00000001-g1").status().code(),
             absl::StatusCode::kDataLoss);
 }
 
@@ -333,8 +334,8 @@ TEST(CheckpointTest, UncommittedPartIsReplaced) {
   ASSERT_TRUE(WritePart(0, 100, dir.path(), {Make("old", {400}, {0}, {400})}).ok());
   auto part = WritePart(0, 100, dir.path(), {Make("new", {4}, {0}, {4})});
   ASSERT_TRUE(part.ok()) << part.status();
-  Commit(dir / "step-00000100", {*part});
-  EXPECT_TRUE(OpenAndVerify(dir / "step-00000100").ok());
+  Commit(dir / "step-00000100-g1", {*part});
+  EXPECT_TRUE(OpenAndVerify(dir / "step-00000100-g1").ok());
 }
 
 TEST(CheckpointTest, ImpossibleSliceIsRefusedBeforeAnythingIsWritten) {
@@ -369,8 +370,8 @@ TEST(CheckpointTest, FullDiskIsSaidWithWhatToDoAndLeavesTheLastCheckpoint) {
   EXPECT_EQ(part.status().code(), absl::StatusCode::kResourceExhausted) << part.status();
   EXPECT_THAT(
       std::string(part.status().message()),
-      AllOf(HasSubstr(dir / "step-00000200/rank-00000.safetensors"), HasSubstr("free space")));
-  EXPECT_TRUE(std::filesystem::is_empty(dir / "step-00000200"));
+      AllOf(HasSubstr(dir / "step-00000200-g1/rank-00000.safetensors"), HasSubstr("free space")));
+  EXPECT_TRUE(std::filesystem::is_empty(dir / "step-00000200-g1"));
   EXPECT_THAT(ListCheckpoints(dir.path()), ElementsAre(good));
   EXPECT_TRUE(OpenAndVerify(good).ok());
 }

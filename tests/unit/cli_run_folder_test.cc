@@ -147,6 +147,30 @@ Conclusion ConclusionFor(const v1::RunStatus& status, const std::string& run_dir
                       {{"steps", 5}, {"loss", nullptr}, {"checkpoint", "/runs/a-1/c/step-5"}});
 }
 
+TEST(CheckpointDirTest, BelongsToTheRunThatCameFirst) {
+  const TempFolder temp;
+  RunFile run_file;
+  run_file.checkpoint.dir = temp / "shared";
+  const RunFolder first{"first-1", temp / "first-1"};
+  const RunFolder second{"second-1", temp / "second-1"};
+  EXPECT_TRUE(ClaimCheckpointDir(first, run_file).ok());
+  EXPECT_TRUE(ClaimCheckpointDir(first, run_file).ok()) << "resume";
+  const absl::Status refused = ClaimCheckpointDir(second, run_file);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.message()),
+              HasSubstr("belongs to run first-1, not to run second-1"));
+  EXPECT_EQ(ReadWhole(temp / "shared/OWNER"), "first-1\n");
+  EXPECT_EQ(std::distance(fs::directory_iterator(temp / "shared"), fs::directory_iterator()), 1);
+}
+
+TEST(ConclusionTest, WhatNamesTheRankAlreadyIsNotSaidTwice) {
+  v1::RunStatus status;
+  status.set_reason("rank 3 on node-1 was not ready within 120 s");
+  status.mutable_failure()->set_rank(3);
+  status.mutable_failure()->set_error(status.reason());
+  EXPECT_EQ(FailureText(status), status.reason());
+}
+
 TEST(ConclusionTest, LastLineSaysWhatToDo) {
   v1::RunStatus status;
   status.set_state(v1::RUN_STATE_COMPLETED);

@@ -217,7 +217,7 @@ TEST(RunsTest, ResumeGoesOnFromTheLastCommittedCheckpoint) {
   EXPECT_EQ(start.key().generation(), 2u);
   EXPECT_EQ(start.start_step(), 10);
   EXPECT_EQ(start.start_tokens(), 10 * 4 * 16);
-  EXPECT_EQ(start.checkpoint(), "/runs/run/checkpoints/step-00000010");
+  EXPECT_EQ(start.checkpoint(), "/runs/run/checkpoints/step-00000010-g1");
   EXPECT_EQ(start.windows(0).first_step(), 10);
   EXPECT_EQ(cluster.Status().recoveries(), 0);  // somebody asked for it
   for (int rank = 0; rank < 4; ++rank) cluster.Ready(rank / 2, rank);
@@ -236,6 +236,53 @@ TEST(RunsTest, ARepeatedSubmissionAnswersAsTheFirst) {
   EXPECT_TRUE(cluster.last.facts.empty());
   cluster.Submit(SubmissionOf("another", RunFileText(2, 2, 100)));
   EXPECT_EQ(cluster.Last<AnswerCall>()[0].status.code(), absl::StatusCode::kAlreadyExists);
+}
+
+TEST(RunsTest, AResumeOfARunThatWaitsTakesEffect) {
+  Cluster cluster;
+  cluster.Submit(SubmissionOf("submit", RunFileText(4, 2, 100)));
+  cluster.Register(0, 1, 2, "run");
+  cluster.Register(1, 1, 2, "run");
+  ASSERT_EQ(cluster.Status().state(), v1::RUN_STATE_WAITING);
+  std::string changed = RunFileText(2, 2, 60);  // of the same global batch
+  changed.replace(changed.find("global_batch_size = 4"), 21, "global_batch_size = 8");
+  v1::SubmitRunRequest resume = SubmissionOf("resume", changed);
+  resume.set_resume(true);
+  cluster.Submit(resume);
+  ASSERT_EQ(cluster.Last<AnswerCall>().size(), 1u);
+  EXPECT_TRUE(cluster.Last<AnswerCall>()[0].status.ok());
+  EXPECT_EQ(cluster.Status().steps_total(), 60);
+  ASSERT_EQ(cluster.Sent(0, Kind::kStart).size(), 1u) << "two nodes are enough now";
+  EXPECT_THAT(cluster.Sent(0, Kind::kStart)[0].start().run_file(), HasSubstr("steps = 60"));
+
+  resume = SubmissionOf("another", RunFileText(2, 2, 60));
+  resume.set_resume(true);
+  cluster.Submit(resume);
+  EXPECT_EQ(cluster.Last<AnswerCall>()[0].status.code(), absl::StatusCode::kAlreadyExists);
+}
+
+TEST(RunsTest, AResumeOfARunThatWaitsKeepsWhatDecidesTheSamples) {
+  Cluster cluster;
+  cluster.Submit(SubmissionOf("submit", RunFileText(4, 2, 100)));
+  v1::SubmitRunRequest resume = SubmissionOf("resume", RunFileText(2, 2, 100));
+  resume.set_resume(true);
+  cluster.Submit(resume);
+  EXPECT_EQ(cluster.Last<AnswerCall>()[0].status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(cluster.last.facts.empty());
+}
+
+TEST(RunsTest, AResumeThatLeavesNothingToDoEndsAtOnce) {
+  Cluster cluster;
+  cluster.StartFourRanks(100);
+  cluster.Checkpoint(10);
+  cluster.Stop("pause");
+  FinishAll(cluster, 20, true);
+  v1::SubmitRunRequest resume = SubmissionOf("resume", RunFileText(2, 2, 15));
+  resume.set_resume(true);
+  cluster.Submit(resume);
+  EXPECT_EQ(cluster.Status().state(), v1::RUN_STATE_COMPLETED);
+  EXPECT_EQ(cluster.Status().reason(),
+            "nothing was left to do: step 20 is committed, and [train] steps = 15");
 }
 
 TEST(RunsTest, BadSubmissionsNameTheirField) {
@@ -400,7 +447,7 @@ TEST(RunsTest, ADamagedCheckpointIsLeftForTheOneBefore) {
   cluster.Register(0, 2, 2, "run");
   cluster.Register(1, 2, 2, "run");
   v1::RankFailed failed = FailureOf(cluster, 0, absl::StatusCode::kDataLoss, "a digest is off");
-  failed.set_damaged_checkpoint("/runs/run/checkpoints/step-00000030");
+  failed.set_damaged_checkpoint("/runs/run/checkpoints/step-00000030-g1");
   cluster.Fail(0, failed);
   EXPECT_EQ(cluster.Status().state(), v1::RUN_STATE_WAITING);
   EXPECT_THAT(cluster.Status().reason(), HasSubstr("still ending generation 2"));
@@ -425,7 +472,7 @@ TEST(RunsTest, CheckpointsThatTheUserFoundDamagedAreRolledBackBeforePlanning) {
   resume.set_resume(true);
   for (const char* step : {"30", "20"}) {
     v1::DamagedCheckpoint& damaged = *resume.add_damaged_checkpoints();
-    damaged.set_folder(absl::StrCat("/runs/run/checkpoints/step-000000", step));
+    damaged.set_folder(absl::StrCat("/runs/run/checkpoints/step-000000", step, "-g1"));
     damaged.set_reason("rank-0.safetensors is truncated");
   }
   cluster.Submit(resume);

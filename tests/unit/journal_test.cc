@@ -254,6 +254,15 @@ TEST_F(JournalTest, TakingAnEpochWhoseFormerGrewSinceTheReadIsAborted) {
   EXPECT_THAT(found.facts, ElementsAre(1, 2)) << "the cut-off epoch must hide nothing";
 }
 
+// A snapshot of epoch 3 removes the files of epochs 1 and 2: the name that would tell epoch 1 of
+// its successor is gone again.
+TEST_F(JournalTest, EpochWhoseSuccessorIsGoneAgainIsFencedByItsOwnFilesRemoval) {
+  auto stale = Take();
+  ASSERT_TRUE(stale->Append(Facts(1, 1)).ok());
+  std::filesystem::remove(PathOf(kFirst));  // as epoch 3 does
+  EXPECT_EQ(stale->Append(Facts(2, 2)).code(), absl::StatusCode::kFailedPrecondition);
+}
+
 TEST_F(JournalTest, EpochCutOffWhileItWasBeingMadeIsPassedOver) {
   { ASSERT_TRUE(Take()->Append(Facts(1, 2)).ok()); }
   Overwrite(kSecond, "half a header");

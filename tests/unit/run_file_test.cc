@@ -325,7 +325,7 @@ TEST(RunFileTest, OverrideMendsABadValueOfTheFile) {
 
 TEST(RunFileTest, BadOverridesAreNamedAsTheyWereGiven) {
   EXPECT_THAT(ErrorOfSet("train.stpes=5"),
-              HasSubstr("--set train.stpes=5: there is no such key; did you mean steps?"));
+              HasSubstr("--set train.stpes=5: there is no such key; did you mean train.steps?"));
   EXPECT_THAT(ErrorOfSet("trian.steps=5"), HasSubstr("did you mean [train]?"));
   EXPECT_THAT(ErrorOfSet("steps=5"), HasSubstr("did you mean train.steps?"));
   EXPECT_THAT(ErrorOfSet("train.steps"), HasSubstr("must be section.key=value"));

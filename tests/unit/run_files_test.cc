@@ -5,9 +5,8 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
-#include <limits>
-#include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "tests/support/temp_folder.h"
 
@@ -15,10 +14,11 @@ namespace paceline {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::UnorderedElementsAre;
 
 class RunFilesTest : public ::testing::Test {
  protected:
-  RunFilesTest() : checkpoint_(folder_ / "step-00000100") {
+  RunFilesTest() : checkpoint_(folder_ / "step-00000100-g2") {
     std::filesystem::create_directory(checkpoint_);
   }
   bool Has(const std::string& name) const {
@@ -30,7 +30,7 @@ class RunFilesTest : public ::testing::Test {
 };
 
 TEST_F(RunFilesTest, PublishingRenamesThePendingManifestAndMayBeRepeated) {
-  ASSERT_TRUE(WritePendingManifest(checkpoint_, "{}").ok());
+  ASSERT_TRUE(WritePendingManifest(checkpoint_, Manifest{.step = 100}).ok());
   EXPECT_TRUE(Has("manifest.json.pending"));
   EXPECT_FALSE(Has("manifest.json"));
 
@@ -38,7 +38,24 @@ TEST_F(RunFilesTest, PublishingRenamesThePendingManifestAndMayBeRepeated) {
   EXPECT_TRUE(PublishManifest(checkpoint_).ok());
 
   EXPECT_FALSE(Has("manifest.json.pending"));
-  EXPECT_EQ(ReadWhole(checkpoint_ + "/manifest.json"), "{}");
+  EXPECT_EQ(ParseManifest(ReadWhole(checkpoint_ + "/manifest.json"))->step, 100);
+}
+
+TEST_F(RunFilesTest, NoManifestIsWrittenWhereAPartIsNotAsItsRankReportedIt) {
+  WriteWhole(checkpoint_ + "/rank-00000.safetensors", "12345");
+  Manifest manifest;
+  manifest.parts = {{"rank-00000.safetensors", 5, {}}, {"rank-00001.safetensors", 5, {}}};
+  const auto refusal = [&] {
+    const absl::Status status = WritePendingManifest(checkpoint_, manifest);
+    EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
+    EXPECT_FALSE(Has("manifest.json.pending"));
+    return std::string(status.message());
+  };
+  EXPECT_THAT(refusal(), HasSubstr(checkpoint_ + "/rank-00001.safetensors is not there"));
+  WriteWhole(checkpoint_ + "/rank-00001.safetensors", "1234");
+  EXPECT_THAT(refusal(), HasSubstr("rank-00001.safetensors has 4 bytes, its rank reported 5"));
+  WriteWhole(checkpoint_ + "/rank-00001.safetensors", "12345");
+  EXPECT_TRUE(WritePendingManifest(checkpoint_, manifest).ok());
 }
 
 TEST_F(RunFilesTest, PublishingWithoutAnyManifestIsAnErrorThatNamesIt) {
@@ -48,71 +65,54 @@ TEST_F(RunFilesTest, PublishingWithoutAnyManifestIsAnErrorThatNamesIt) {
 }
 
 TEST_F(RunFilesTest, DeletedCheckpointIsGoneAndDeletingAgainIsHarmless) {
-  ASSERT_TRUE(WritePendingManifest(checkpoint_, "{}").ok());
+  ASSERT_TRUE(WritePendingManifest(checkpoint_, Manifest{.step = 100}).ok());
   ASSERT_TRUE(PublishManifest(checkpoint_).ok());
   WriteWhole(checkpoint_ + "/rank-0.safetensors", "bytes");
-  EXPECT_TRUE(DeleteCheckpoint(checkpoint_).ok());
+  EXPECT_TRUE(DeleteCheckpoint(checkpoint_, /*committed=*/true).ok());
   EXPECT_FALSE(std::filesystem::exists(checkpoint_));
-  EXPECT_TRUE(DeleteCheckpoint(checkpoint_).ok());
+  EXPECT_TRUE(DeleteCheckpoint(checkpoint_, /*committed=*/true).ok());
+  EXPECT_TRUE(DeleteCheckpoint(checkpoint_, /*committed=*/false).ok());
+}
+
+TEST_F(RunFilesTest, DiscardingNeverDeletesWhatHoldsAManifest) {
+  ASSERT_TRUE(WritePendingManifest(checkpoint_, {}).ok());
+  ASSERT_TRUE(PublishManifest(checkpoint_).ok());
+  EXPECT_EQ(DeleteCheckpoint(checkpoint_, /*committed=*/false).code(),
+            absl::StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(Has("manifest.json"));
+}
+
+TEST_F(RunFilesTest, SweepingRemovesOnlyWhatWasNeverCommittedAndIsNotBeingWritten) {
+  const auto make = [this](const std::string& name, const std::string& file) {
+    std::filesystem::create_directory(folder_ / name);
+    WriteWhole(folder_ / (name + "/" + file), "bytes");
+  };
+  make("step-00000100-g1", "rank-00000.safetensors");         // a crash left it
+  make("step-00000110-g1", "rank-00000.safetensors.tmp-17");  // likewise
+  make("step-00000090-g1", "manifest.json");                  // of a journal that was lost
+  make("step-00000080-g1", "manifest.json.pending");          // journaled, to be published
+  make("step-00000120-g3", "rank-00000.safetensors");         // being written
+  make("step-100", "rank-00000.safetensors");                 // not Paceline's
+  const std::string dir = folder_.path();
+
+  EXPECT_TRUE(SweepCheckpoints(dir, 2, {dir + "/step-00000080-g1"}).ok());
+  EXPECT_TRUE(SweepCheckpoints(dir + "/missing", 2, {}).ok());
+
+  std::vector<std::string> left;
+  for (const auto& entry : std::filesystem::directory_iterator(dir)) {
+    left.push_back(entry.path().filename());
+  }
+  EXPECT_THAT(left, UnorderedElementsAre("step-00000090-g1", "step-00000080-g1", "step-00000120-g3",
+                                         "step-100"));
 }
 
 TEST_F(RunFilesTest, FolderThatIsNoCheckpointIsNeverDeleted) {
-  for (const std::string& folder : {folder_.path().string(), std::string("step-1"),
-                                    checkpoint_ + "/..", std::string("/"), std::string()}) {
-    EXPECT_EQ(DeleteCheckpoint(folder).code(), absl::StatusCode::kInvalidArgument) << folder;
+  for (const std::string& folder :
+       {folder_.path().string(), std::string("step-00000001-g1"), folder_ / "step-00000100",
+        checkpoint_ + "/..", std::string("/"), std::string()}) {
+    EXPECT_EQ(DeleteCheckpoint(folder, true).code(), absl::StatusCode::kInvalidArgument) << folder;
   }
   EXPECT_TRUE(std::filesystem::exists(checkpoint_));
-}
-
-TEST_F(RunFilesTest, SummaryHoldsWhatTheRunCameTo) {
-  v1::RunStatus status;
-  status.set_run_id("run-1");
-  status.set_state(v1::RUN_STATE_COMPLETED);
-  status.set_generation(2);
-  status.set_tokens(4'000'000);
-  status.set_recoveries(1);
-  status.set_lost_steps(3);
-  status.set_lost_tokens(12'288);
-  status.set_cost(0.1);
-  status.set_currency("EUR");
-  status.set_checkpoint("/runs/run-1/checkpoints/step-00000300");
-  status.mutable_step()->set_step(300);
-  status.mutable_step()->set_loss(1.0 / 3);
-  status.mutable_eval()->set_valid_loss(0.5);
-  for (const double seconds : {100.0, 50.0}) {
-    status.add_ranks()->set_tokens(2'000'000);
-    status.mutable_ranks(status.ranks_size() - 1)->set_step_seconds(seconds);
-  }
-  const auto summary = nlohmann::json::parse(SummaryJson(status));
-  EXPECT_EQ(summary["run_id"], "run-1");
-  EXPECT_EQ(summary["state"], "completed");
-  EXPECT_EQ(summary["steps"], 300);
-  EXPECT_EQ(summary["tokens"], 4'000'000);
-  EXPECT_EQ(summary["loss"].get<double>(), 1.0 / 3) << "the same bits";
-  EXPECT_EQ(summary["valid_loss"], 0.5);
-  EXPECT_EQ(summary["tokens_per_second"], 40'000.0);
-  EXPECT_EQ(summary["generations"], 2);
-  EXPECT_EQ(summary["recoveries"], 1);
-  EXPECT_EQ(summary["lost_steps"], 3);
-  EXPECT_EQ(summary["lost_tokens"], 12'288);
-  EXPECT_EQ(summary["cost"], 0.1);
-  EXPECT_EQ(summary["currency"], "EUR");
-  EXPECT_EQ(summary["cost_per_million_tokens"], 0.025);
-  EXPECT_EQ(summary["checkpoint"], "/runs/run-1/checkpoints/step-00000300");
-}
-
-TEST_F(RunFilesTest, SummaryOfARunWithoutAStepIsNullWhereThereIsNothing) {
-  v1::RunStatus status;
-  status.set_state(v1::RUN_STATE_FAILED);
-  status.set_reason("bytes that are no text: \xff");
-  const auto summary = nlohmann::json::parse(SummaryJson(status));
-  EXPECT_EQ(summary["state"], "failed");
-  for (const char* key :
-       {"loss", "valid_loss", "tokens_per_second", "cost_per_million_tokens", "checkpoint"}) {
-    EXPECT_TRUE(summary[key].is_null()) << key;
-  }
-  status.mutable_step()->set_loss(std::numeric_limits<double>::quiet_NaN());
-  EXPECT_TRUE(nlohmann::json::parse(SummaryJson(status))["loss"].is_null());
 }
 
 TEST_F(RunFilesTest, CoordinatorFilesAreRemovedOnlyWhereTheyAreStillItsOwn) {

@@ -1,6 +1,6 @@
-// Checkpoint folders: step-00000100/ with rank-00000.safetensors, ... and manifest.json, which
-// names every global tensor's slices (common/manifest.h). A folder without manifest.json is not
-// a checkpoint. The coordinator alone puts manifest.json into place.
+// Checkpoint folders: step-00000100-g1/ (common/checkpoint_name.h) with rank-00000.safetensors,
+// ... and manifest.json, which names every global tensor's slices (common/manifest.h). A folder
+// without manifest.json is not a checkpoint. The coordinator alone puts manifest.json into place.
 // Invariant: nothing that was committed is ever opened for writing again.
 // Threading: a PartWriter's methods belong to the step thread; it writes on a thread of its own.
 #pragma once
@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "common/checkpoint_name.h"
 #include "common/manifest.h"
 #include "common/status.h"
 
@@ -42,10 +43,10 @@ class PartWriter {
   PartWriter(int rank, Done done);
   ~PartWriter();  // finishes what was begun
 
-  // Copies the slices and returns; writing FOLDER/step-N/rank-R.safetensors and fsyncing it and
+  // Copies the slices and returns; writing FOLDER/step-N-gG/rank-R.safetensors and fsyncing it and
   // its folder happens behind. One part at a time: a Snapshot while the last is still being
   // written waits for it. The copy's memory is kept for the next one.
-  absl::Status Snapshot(std::int64_t step, const std::string& folder,
+  absl::Status Snapshot(const CheckpointName& name, const std::string& folder,
                         std::span<const SliceView> slices);
   // Waits until everything begun is durable or has failed.
   void Flush();
@@ -80,9 +81,6 @@ class CheckpointReader {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
-
-// "step-00000100"
-std::string CheckpointFolderName(std::int64_t step);
 
 // Committed checkpoints of `dir`, newest first (folders that hold a manifest.json).
 std::vector<std::string> ListCheckpoints(const std::string& dir);

@@ -240,12 +240,12 @@ PartWriter::PartWriter(int rank, Done done) : impl_(std::make_unique<Impl>()) {
 
 PartWriter::~PartWriter() { Flush(); }
 
-absl::Status PartWriter::Snapshot(std::int64_t step, const std::string& folder,
+absl::Status PartWriter::Snapshot(const CheckpointName& name, const std::string& folder,
                                   std::span<const SliceView> slices) {
   const SteadyTime begin = std::chrono::steady_clock::now();
   Job job;
-  job.folder = folder + "/" + CheckpointFolderName(step);
-  job.part.step = step;
+  job.folder = folder + "/" + CheckpointFolderName(name);
+  job.part.step = name.step;
   job.part.file = PartFileName(impl_->rank);
   for (const SliceView& slice : slices) job.part.slices.push_back(slice.info);
   ASSIGN_OR_RETURN(const std::string header, BuildSafetensorsHeader(job.part.slices));

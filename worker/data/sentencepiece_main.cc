@@ -77,8 +77,8 @@ bool Decode(const sentencepiece::SentencePieceProcessor& processor, const std::s
 
 int Main(const char* model) {
   sentencepiece::SentencePieceProcessor processor;
-  if (const auto status = processor.Load(model); !status.ok()) {
-    ReplyError(status.ToString());
+  if (!processor.Load(model).ok()) {  // its text names a line of the library
+    ReplyError("it is no SentencePiece model, or a damaged one");
     return 2;
   }
   const std::int32_t hello[2] = {processor.GetPieceSize(), processor.eos_id()};

@@ -34,7 +34,8 @@ void Checkpointer::Write(const v1::DataPosition& position, v1::CheckpointReason 
     }
     pending_[position.step()] = {position, reason};
   }
-  const absl::Status copied = writer_.Snapshot(position.step(), folder_, slices);
+  const absl::Status copied =
+      writer_.Snapshot({position.step(), key_.generation()}, folder_, slices);
   std::unique_lock lock(mutex_);
   totals_.stall_seconds +=
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
