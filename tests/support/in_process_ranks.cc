@@ -210,7 +210,10 @@ std::string SaveAgain(const RunFile& run_file, int ranks, const std::string& che
     const RankCoordinates at = CoordinatesOf(layout, rank);
     OptimizerMoments moments(OwnedRanges((*model)->buckets(), layout, at));
     PACELINE_CHECK(LoadState(**reader, **model, moments).ok());
-    Checkpointer checkpointer(rank, {}, run_file.checkpoint.dir, [&](v1::WorkerMessage message) {
+    v1::GenerationKey key;
+    key.set_run_id("test");
+    key.set_generation(1);
+    Checkpointer checkpointer(rank, key, run_file.checkpoint.dir, [&](v1::WorkerMessage message) {
       outcome.messages.push_back(std::move(message));
     });
     v1::DataPosition position;
