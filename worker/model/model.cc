@@ -117,6 +117,21 @@ absl::Status ValidatePart(const ModelSection& model, const ModelOptions& options
 
 }  // namespace
 
+ExpertLoad ExpertLoadOf(std::span<const std::int64_t> tokens) {
+  ExpertLoad load;
+  std::int64_t sum = 0;
+  std::int64_t most = 0;
+  for (const std::int64_t count : tokens) {
+    sum += count;
+    most = std::max(most, count);
+    load.dead += count == 0 ? 1 : 0;
+  }
+  if (sum == 0) return load;
+  load.max_over_mean = static_cast<double>(most) * static_cast<double>(tokens.size()) /
+                       static_cast<double>(sum);
+  return load;
+}
+
 absl::StatusOr<std::unique_ptr<Model>> Model::Create(const ModelSection& section,
                                                      const ModelOptions& options, Stream& compute) {
   RETURN_IF_ERROR(Validate(section, options));

@@ -62,9 +62,11 @@ struct SegmentBuffers {
 };
 
 struct ExpertLoad {
-  double max_over_mean = 0;  // of the worst layer
-  std::int64_t dead = 0;     // experts without a token, over all sparse layers
+  double max_over_mean = 0;  // the most loaded expert's tokens over the mean; 0 without tokens
+  std::int64_t dead = 0;     // experts without a token
 };
+// tokens: of each expert of one layer.
+ExpertLoad ExpertLoadOf(std::span<const std::int64_t> tokens);
 
 class Model {
  public:
@@ -126,11 +128,6 @@ class Model {
   // bias += rate * sign(mean load - load), by layer and expert, from expert_tokens().
   // Source: DeepSeek-V3 technical report, arXiv:2412.19437, section 2.1.2.
   virtual void UpdateRouterBias(float rate) = 0;
-  virtual ExpertLoad expert_load() const = 0;
-
-  // Name of the first parameter whose range of `flat` (laid out as weights()) holds a
-  // non-finite value; empty when all are finite.
-  virtual std::string FirstNonFinite(std::span<const float> flat) const = 0;
 
   virtual std::int64_t arena_bytes() const = 0;
 };

@@ -6,6 +6,7 @@
 #include <numbers>
 
 #include "common/check.h"
+#include "worker/kernels/elementwise.h"
 #include "worker/model/philox.h"
 
 namespace paceline {
@@ -60,6 +61,18 @@ void FillInitialNormal(std::uint64_t seed, const std::string& name, double stdde
       values[start + i] = static_cast<float>(stddev * normals[i]);
     }
   }
+}
+
+std::string FirstNonFinite(Stream& stream, const std::vector<Parameter>& parameters,
+                           std::span<const float> flat, std::int64_t begin, std::int64_t count) {
+  std::int64_t index = -1;
+  kernels::FirstNonFinite(stream, &index, flat.data() + begin, count);
+  if (!stream.Synchronize().ok() || index < 0) return "";
+  for (const Parameter& parameter : parameters) {
+    const std::int64_t at = begin + index - parameter.offset;
+    if (at >= 0 && at < parameter.elements) return parameter.name;
+  }
+  return "";
 }
 
 }  // namespace paceline

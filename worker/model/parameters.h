@@ -16,6 +16,7 @@
 
 #include "common/model_shape.h"
 #include "common/status.h"
+#include "worker/kernels/stream.h"
 
 namespace paceline {
 
@@ -50,5 +51,10 @@ float InitialNormal(std::uint64_t seed, const std::string& name, std::int64_t in
 // values[i] = InitialNormal(seed, name, i, stddev).
 void FillInitialNormal(std::uint64_t seed, const std::string& name, double stddev,
                        std::span<float> values);
+
+// Name of the first parameter that holds a non-finite value in elements [begin, begin + count) of
+// `flat`, a flat array; empty when all are finite, or where `stream` has failed. Waits for it.
+std::string FirstNonFinite(Stream& stream, const std::vector<Parameter>& parameters,
+                           std::span<const float> flat, std::int64_t begin, std::int64_t count);
 
 }  // namespace paceline

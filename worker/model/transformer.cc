@@ -214,34 +214,4 @@ void Transformer::UpdateRouterBias(float rate) {
   }
 }
 
-ExpertLoad Transformer::expert_load() const {
-  ExpertLoad load;
-  const auto experts = static_cast<std::size_t>(section_.n_routed_experts);
-  for (std::size_t first = 0; first < expert_tokens_.size(); first += experts) {
-    std::int64_t sum = 0;
-    std::int64_t most = 0;
-    for (const std::int64_t tokens : expert_tokens_.subspan(first, experts)) {
-      sum += tokens;
-      most = std::max(most, tokens);
-      load.dead += tokens == 0 ? 1 : 0;
-    }
-    if (sum == 0) continue;
-    load.max_over_mean =
-        std::max(load.max_over_mean, static_cast<double>(most) * static_cast<double>(experts) /
-                                         static_cast<double>(sum));
-  }
-  return load;
-}
-
-std::string Transformer::FirstNonFinite(std::span<const float> flat) const {
-  PACELINE_CHECK(flat.size() == weights_.size());
-  std::int64_t index = -1;
-  kernels::FirstNonFinite(stream_, &index, flat.data(), static_cast<std::int64_t>(flat.size()));
-  if (!stream_.Synchronize().ok() || index < 0) return "";
-  for (const Parameter& parameter : parameters()) {
-    if (index < parameter.offset + parameter.elements) return parameter.name;
-  }
-  return "";
-}
-
 }  // namespace paceline

@@ -71,8 +71,6 @@ class Transformer : public Model {
   std::span<std::int64_t> expert_tokens() override { return expert_tokens_; }
   void ResetExpertTokens() override;
   void UpdateRouterBias(float rate) override;
-  ExpertLoad expert_load() const override;
-  std::string FirstNonFinite(std::span<const float> flat) const override;
   std::int64_t arena_bytes() const override { return saved_.peak() + scratch_.peak(); }
 
  private:

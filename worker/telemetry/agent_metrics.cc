@@ -83,18 +83,34 @@ const RankMetric kRankMetrics[] = {
      [](const RankView& rank) { return static_cast<double>(rank.progress.operations_entered()); }},
     {"paceline_rank_operations_left_total", "Collective operations ended.", MetricType::Counter,
      [](const RankView& rank) { return static_cast<double>(rank.progress.operations_left()); }},
-    {"paceline_rank_expert_load_max_over_mean",
-     "Largest load of an expert over the mean, at the last step, of the rank's worst layer.",
-     MetricType::Gauge,
-     [](const RankView& rank) { return rank.progress.expert_load_max_over_mean(); }},
-    {"paceline_rank_dead_experts",
-     "Experts that got no token at the last step, of the rank's worst layer.", MetricType::Gauge,
-     [](const RankView& rank) { return static_cast<double>(rank.progress.dead_experts()); }},
     {"paceline_rank_resident_memory_bytes", "Resident memory of the worker.", MetricType::Gauge,
      [](const RankView& rank) { return static_cast<double>(rank.progress.memory_bytes()); }},
     {"paceline_rank_cpu_seconds_total", "User and system time of the worker.", MetricType::Counter,
      [](const RankView& rank) { return rank.progress.cpu_seconds(); }},
 };
+
+// By layer, from the ranks that report them.
+void AddExpertLoads(const AgentView& view, std::vector<MetricFamily>& families) {
+  MetricFamily most =
+      Family("paceline_rank_expert_load_max_over_mean",
+             "Tokens of a sparse layer's most loaded expert over the mean, at the last step.",
+             MetricType::Gauge);
+  MetricFamily dead =
+      Family("paceline_rank_dead_experts",
+             "Experts of a sparse layer without a token at the last step.", MetricType::Gauge);
+  for (const RankView& rank : view.ranks) {
+    for (const v1::ExpertLoad& load : rank.progress.expert_loads()) {
+      const Labels labels = {{"run_id", rank.key.run_id()},
+                             {"rank", std::to_string(rank.progress.rank())},
+                             {"layer", std::to_string(load.layer())}};
+      AddSample(most, labels, load.max_over_mean());
+      AddSample(dead, labels, static_cast<double>(load.dead()));
+    }
+  }
+  if (most.metric.empty()) return;
+  families.push_back(std::move(most));
+  families.push_back(std::move(dead));
+}
 
 double CpuSeconds() {
   rusage usage = {};
@@ -154,6 +170,7 @@ std::vector<MetricFamily> AgentMetricFamilies(const AgentView& view, const std::
     }
     if (!family.metric.empty()) families.push_back(std::move(family));
   }
+  AddExpertLoads(view, families);
   return families;
 }
 

@@ -3,29 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <span>
 
 #include "absl/strings/str_cat.h"
-#include "worker/kernels/elementwise.h"
 
 namespace paceline {
 namespace {
 
 constexpr std::size_t kFindingBytes = 256;
-
-// The name of the first parameter that is not finite in a range of a flat array; empty when all
-// are. NaN or not, a stream that has failed has no answer: empty.
-std::string FirstNonFinite(Stream& stream, const std::vector<Parameter>& parameters,
-                           std::span<const float> flat, std::int64_t begin, std::int64_t count) {
-  std::int64_t index = -1;
-  kernels::FirstNonFinite(stream, &index, flat.data() + begin, count);
-  if (!stream.Synchronize().ok() || index < 0) return "";
-  for (const Parameter& parameter : parameters) {
-    const std::int64_t at = begin + index - parameter.offset;
-    if (at >= 0 && at < parameter.elements) return parameter.name;
-  }
-  return "";
-}
 
 int MicroBatchesOf(const std::vector<PipelineAction>& actions) {
   int micro_batches = 0;

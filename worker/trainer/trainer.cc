@@ -28,6 +28,12 @@ constexpr std::int64_t kWindowStepsMin = 128;
 constexpr std::int64_t kWindowStepsMax = 100'000;
 constexpr std::chrono::milliseconds kAskAgain{1000};
 
+bool Holds(const ModelPart& part, std::int64_t layer) {
+  return std::any_of(part.segments.begin(), part.segments.end(), [&](const LayerRange& segment) {
+    return layer >= segment.first && layer < segment.end;
+  });
+}
+
 SteadyTime Tick() { return std::chrono::steady_clock::now(); }
 
 }  // namespace
@@ -48,6 +54,7 @@ Trainer::Trainer(const RunFile& run_file, const v1::RankStart& start, Generation
                                 .virtual_stages = layout_.virtual_stages,
                                 .micro_batches = static_cast<int>(micro_batches_)},
                                at_.stage)),
+      model_part_(PartOf(run_file_, layout_, start.rank())),
       compute_(Stream::Mode::kInline, "compute"),
       communication_(Stream::Mode::kThread, "communication"),
       expert_communication_(Stream::Mode::kThread, "expert communication"),
@@ -77,7 +84,7 @@ absl::Status Trainer::Load() {
   const ModelOptions options = {.micro_batch_size = run_file_.train.micro_batch_size,
                                 .sequence_length = run_file_.train.sequence_length,
                                 .training = true,
-                                .part = PartOf(run_file_, layout_, start_.rank()),
+                                .part = model_part_,
                                 .slots = ActivationSlots(actions_),
                                 .split_backward = layout_.schedule == "zero-bubble"};
   ASSIGN_OR_RETURN(model_, Model::Create(run_file_.model, options, compute_));
@@ -312,13 +319,30 @@ absl::Status Trainer::Update(double grad_norm) {
         model_->gradients().subspan(begin, count), moments_.exp_avg(i), moments_.exp_avg_sq(i));
     reducer_->GatherWeights(i, model_->weights());
   }
-  const ExpertLoad load = model_->expert_load();
-  totals_.set_expert_load_max_over_mean(load.max_over_mean);
-  totals_.set_dead_experts(load.dead);
+  NoteExpertLoads();
   if (run_file_.model.router_bias_update_rate > 0) {
     model_->UpdateRouterBias(static_cast<float>(run_file_.model.router_bias_update_rate));
   }
   return reducer_->Finish();
+}
+
+// Loads are summed over the ranks by now, so one rank of each stage speaks for all.
+void Trainer::NoteExpertLoads() {
+  if (at_.data != 0) return;
+  const auto experts = static_cast<std::size_t>(run_file_.model.n_routed_experts);
+  std::size_t sparse = 0;
+  int noted = 0;
+  for (std::int64_t layer = 0; layer < run_file_.model.num_hidden_layers; ++layer) {
+    if (!run_file_.model.IsSparse(layer)) continue;
+    const std::size_t first = experts * sparse++;
+    if (!Holds(model_part_, layer)) continue;
+    const ExpertLoad load = ExpertLoadOf(model_->expert_tokens().subspan(first, experts));
+    if (noted == totals_.expert_loads_size()) totals_.add_expert_loads();
+    v1::ExpertLoad& entry = *totals_.mutable_expert_loads(noted++);
+    entry.set_layer(layer);
+    entry.set_max_over_mean(load.max_over_mean);
+    entry.set_dead(load.dead);
+  }
 }
 
 absl::Status Trainer::ReportNonFinite() {

@@ -74,6 +74,7 @@ class Trainer {
   // Names the culprit, and stops or goes on as the run file says.
   absl::Status ReportNonFinite();
   absl::Status Update(double grad_norm);
+  void NoteExpertLoads();
   absl::Status EvaluateIfDue();
   void CheckpointIfDue();
   absl::StatusOr<MicroBatch> LoadMicroBatch(std::int64_t index);
@@ -90,6 +91,7 @@ class Trainer {
   const std::int64_t step_tokens_;    // of all ranks
 
   const std::vector<PipelineAction> actions_;
+  const ModelPart model_part_;
 
   Stream compute_;
   Stream communication_;
