@@ -28,6 +28,7 @@ struct RankRuntime {
   bool ready = false;
   std::string address;
   bool finished = false;
+  bool failed = false;  // has failed because of a peer
   v1::RankProgress progress;
 };
 

@@ -338,14 +338,23 @@ void Core::Impl::SettleFinal(GenerationRuntime& generation) {
 void Core::Impl::OnFailed(NodeId node, const v1::RankFailed& failed) {
   GenerationRuntime* generation = Current(node, failed.key(), failed.rank());
   if (generation == nullptr || failed.rank() < 0) return;
-  if (generation->ranks[static_cast<std::size_t>(failed.rank())].finished) return;
+  RankRuntime& rank = generation->ranks[static_cast<std::size_t>(failed.rank())];
+  if (rank.finished) return;
   const v1::RankFailed failure = Bounded(failed);
   if (!IsSecondary(failure)) return FailGeneration(*generation, failure);
-  if (generation->failure) return;
-  // Survivors often speak first; the rank that died is the one to name.
-  generation->failure = failure;
-  generation->failure_deadline = now_.steady + 2 * generation->limits.heartbeat;
-  UpdateDeadline(failed.key().run_id());
+  rank.failed = true;
+  // Survivors often speak first; what died is to be named. A rank's death is told by its agent;
+  // an agent's or a machine's is known when the lease has run out, one heartbeat for the message.
+  if (!generation->failure) {
+    generation->failure = failure;
+    generation->failure_deadline =
+        now_.steady + generation->limits.lease + generation->limits.heartbeat;
+    UpdateDeadline(failed.key().run_id());
+  }
+  const bool nobody_left =
+      std::all_of(generation->ranks.begin(), generation->ranks.end(),
+                  [](const RankRuntime& other) { return other.failed || other.finished; });
+  if (nobody_left) FailGeneration(*generation, v1::RankFailed(*generation->failure));
 }
 
 }  // namespace paceline::core

@@ -387,9 +387,33 @@ TEST(RunsTest, ASurvivorsWordStandsWhenNoCauseFollows) {
   Cluster cluster;
   cluster.StartFourRanks(100);
   cluster.Fail(0, FailureOf(cluster, 0, absl::StatusCode::kDeadlineExceeded, "all_reduce: 120 s"));
-  cluster.Run(seconds(2), {0, 1});
+  cluster.Run(seconds(4), {0, 1});
+  EXPECT_EQ(cluster.Status().state(), v1::RUN_STATE_STARTING);
+  cluster.Run(seconds(1), {0, 1});
   EXPECT_EQ(cluster.Status().state(), v1::RUN_STATE_FAILED);
   EXPECT_EQ(cluster.Status().reason(), "rank 0 on node-0 failed: all_reduce: 120 s");
+}
+
+// An agent's death takes its ranks along, and nobody is left to tell of them.
+TEST(RunsTest, TheNodeThatDiedIsNamedNotTheSurvivorsThatBlameItsRanks) {
+  Cluster cluster;
+  cluster.StartFourRanks(100);
+  cluster.Fail(0, FailureOf(cluster, 0, absl::StatusCode::kUnavailable, "rank 3 is gone"));
+  cluster.Fail(0, FailureOf(cluster, 1, absl::StatusCode::kUnavailable, "rank 2 is gone"));
+  cluster.Run(seconds(5), {0});
+  EXPECT_EQ(cluster.Status().state(), v1::RUN_STATE_FAILED);
+  EXPECT_THAT(cluster.Status().reason(), HasSubstr("node-1 was silent"));
+}
+
+TEST(RunsTest, RanksThatAllBlameEachOtherAreNotWaitedFor) {
+  Cluster cluster;
+  cluster.StartFourRanks(100);
+  for (const int rank : {2, 3, 0}) {
+    cluster.Fail(rank / 2, FailureOf(cluster, rank, absl::StatusCode::kUnavailable, "a peer"));
+    EXPECT_EQ(cluster.Status().state(), v1::RUN_STATE_STARTING);
+  }
+  cluster.Fail(0, FailureOf(cluster, 1, absl::StatusCode::kUnavailable, "a peer"));
+  EXPECT_EQ(cluster.Status().reason(), "rank 2 on node-1 failed: a peer");
 }
 
 TEST(RunsTest, RetryableTellsCrashesFromMistakes) {
