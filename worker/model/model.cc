@@ -127,8 +127,8 @@ ExpertLoad ExpertLoadOf(std::span<const std::int64_t> tokens) {
     load.dead += count == 0 ? 1 : 0;
   }
   if (sum == 0) return load;
-  load.max_over_mean = static_cast<double>(most) * static_cast<double>(tokens.size()) /
-                       static_cast<double>(sum);
+  load.max_over_mean =
+      static_cast<double>(most) * static_cast<double>(tokens.size()) / static_cast<double>(sum);
   return load;
 }
 

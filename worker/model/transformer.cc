@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "common/check.h"
-#include "worker/kernels/elementwise.h"
 #include "worker/kernels/rope.h"
 
 namespace paceline {
