@@ -91,6 +91,7 @@ std::vector<run_file::Field> FieldsOf(ClusterFile& file) {
   fields.Section("reliability");
   fields.Add("node_mtbf_hours", &file.reliability.node_mtbf_hours, kFromZero);
   fields.Add("restart_seconds", &file.reliability.restart_seconds, kFromZero);
+  fields.Add("copy_gigabytes_per_second", &file.reliability.copy_gigabytes_per_second, kFromZero);
   fields.Add("checkpoint_gigabytes_per_second", &file.reliability.checkpoint_gigabytes_per_second,
              kFromZero);
   return fields.Take();
@@ -116,13 +117,14 @@ void CheckTogether(const ClusterFile& file, Findings& findings) {
     findings.Report("device", "reserved_gib",
                     "must be below memory_gib = " + run_file::RealText(file.device.memory_gib));
   }
-  if (findings.AreGood({{"reliability", "node_mtbf_hours"},
-                        {"reliability", "checkpoint_gigabytes_per_second"}}) &&
-      file.reliability.node_mtbf_hours > 0 &&
-      !(file.reliability.checkpoint_gigabytes_per_second > 0)) {
-    findings.Report("reliability", "checkpoint_gigabytes_per_second",
-                    "must be above 0 where node_mtbf_hours is");
-  }
+  const auto check_rate = [&](std::string_view key, double rate) {
+    if (!findings.AreGood({{"reliability", "node_mtbf_hours"}, {"reliability", key}})) return;
+    if (file.reliability.node_mtbf_hours > 0 && !(rate > 0)) {
+      findings.Report("reliability", key, "must be above 0 where node_mtbf_hours is");
+    }
+  };
+  check_rate("copy_gigabytes_per_second", file.reliability.copy_gigabytes_per_second);
+  check_rate("checkpoint_gigabytes_per_second", file.reliability.checkpoint_gigabytes_per_second);
 }
 
 }  // namespace

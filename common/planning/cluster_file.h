@@ -84,6 +84,7 @@ struct PriceSection {
 struct ReliabilitySection {
   double node_mtbf_hours = 0;                  // 0: not known, no goodput
   double restart_seconds = 0;                  // from a failure to the first step after it
+  double copy_gigabytes_per_second = 0;        // a device to its host, while training waits
   double checkpoint_gigabytes_per_second = 0;  // of the whole cluster, to its file system
 };
 

@@ -16,9 +16,13 @@ double PeakFlops(const DeviceSection& device, const std::string& format) {
   return kTera * device.float32_teraflops_per_second;
 }
 
+double ExactSumBytes(const RunFile& run_file) {
+  return run_file.train.reduction == "exact" ? 8 : 0;
+}
+
 }  // namespace
 
-Machine MachineOf(const ClusterFile& cluster) {
+Machine MachineOf(const ClusterFile& cluster, const RunFile& run_file) {
   const ArithmeticSection& arithmetic = cluster.arithmetic;
   const EfficiencySection& efficiency = cluster.efficiency;
   const LinkSection& link = cluster.link;
@@ -34,6 +38,7 @@ Machine MachineOf(const ClusterFile& cluster) {
   rates.attention_forward_flops = efficiency.attention_forward * attention;
   rates.attention_backward_flops = efficiency.attention_backward * attention;
   rates.memory_bytes = efficiency.memory * kGiga * cluster.device.memory_gigabytes_per_second;
+  rates.accumulation_bytes = rates.memory_bytes;
   rates.optimizer_bytes = rates.memory_bytes;
   rates.overlap = efficiency.overlap;
   rates.inside_node = {kMicro * link.inside_node_latency_us,
@@ -51,6 +56,7 @@ Machine MachineOf(const ClusterFile& cluster) {
   machine.memory_bytes = kGibi * (cluster.device.memory_gib - cluster.device.reserved_gib);
   machine.kept.weight = arithmetic.weight_bytes;
   machine.kept.gradient = arithmetic.gradient_bytes;
+  machine.kept.exact_sum = ExactSumBytes(run_file);
   machine.kept.moments = arithmetic.moment_bytes;
   machine.kept.activation = arithmetic.activation_bytes;
   machine.kept.expert_activation = arithmetic.expert_activation_bytes;
@@ -70,7 +76,7 @@ Machine CpuMachine(const RunFile& run_file) {
   Machine machine;
   machine.nodes = run_file.launch.nodes;
   machine.slots_per_node = run_file.launch.slots_per_node;
-  machine.kept.exact_sum = run_file.train.reduction == "exact" ? 8 : 0;
+  machine.kept.exact_sum = ExactSumBytes(run_file);
   return machine;
 }
 

@@ -26,9 +26,10 @@ struct CostRates {
   double head_flops = 0;    // the output matrix
   double attention_forward_flops = 0;
   double attention_backward_flops = 0;
-  double memory_bytes = 0;     // element-wise and row-wise kernels
-  double optimizer_bytes = 0;  // AdamW
-  double overlap = 1;          // the share of communication that computation can hide
+  double memory_bytes = 0;        // element-wise and row-wise kernels
+  double accumulation_bytes = 0;  // a micro-batch's gradients added to the step's
+  double optimizer_bytes = 0;     // AdamW
+  double overlap = 1;             // the share of communication that computation can hide
   LinkRate inside_node;
   LinkRate between_nodes;
   LinkRate exchange_inside_node;  // of an all-to-all
@@ -63,7 +64,8 @@ struct Machine {
   std::int64_t slots() const { return nodes * slots_per_node; }
 };
 
-Machine MachineOf(const ClusterFile& cluster);
+// `run_file` says whether gradients are summed in float64.
+Machine MachineOf(const ClusterFile& cluster, const RunFile& run_file);
 
 // This build's worker on CPUs: float32, rows of every expert kept at the worst case. Without
 // rates.

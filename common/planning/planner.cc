@@ -102,6 +102,12 @@ std::string WhatItPays(const StepSimulation& step) {
   return text;
 }
 
+// Differs in segments a stage or in the micro-batch alone: no choice of its own.
+bool IsVariantOf(const ParallelLayout& layout, const ParallelLayout& of) {
+  return layout.pipeline == of.pipeline && layout.expert == of.expert &&
+         layout.schedule == of.schedule && layout.shard_optimizer == of.shard_optimizer;
+}
+
 // The layout nearest to fitting, or the smallest that fits: for refusals.
 std::string NearestThatFits(const RunFile& run_file, const Machine& machine,
                             const Candidate& given) {
@@ -141,8 +147,8 @@ absl::StatusOr<Choice> CheckGiven(const RunFile& run_file, const Machine& machin
   RETURN_IF_ERROR(CheckLayout(run_file, given, machine));
   const absl::Status fits = CheckMemory(run_file, given, machine);
   if (!fits.ok()) {
-    return absl::ResourceExhaustedError(absl::StrCat(TextOf(given), ": ", fits.message(),
-                                                     NearestThatFits(run_file, machine, given)));
+    return absl::OutOfRangeError(absl::StrCat(TextOf(given), ": ", fits.message(),
+                                              NearestThatFits(run_file, machine, given)));
   }
   Choice choice{given, {}, "given in the run file"};
   if (!machine.rates) return choice;
@@ -177,9 +183,9 @@ absl::StatusOr<Choices> ChooseLayout(const RunFile& run_file, const Machine& mac
   }
   choices.fitting = estimates.size();
   if (estimates.empty()) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("none of ", choices.tried, " layouts fits; the nearest, ", TextOf(least), ": ",
-                     CheckMemory(run_file, least, machine).message()));
+    return absl::OutOfRangeError(absl::StrCat("none of ", choices.tried,
+                                              " layouts fits; the nearest, ", TextOf(least), ": ",
+                                              CheckMemory(run_file, least, machine).message()));
   }
   std::stable_sort(estimates.begin(), estimates.end(),
                    [](const Estimate& a, const Estimate& b) { return a.seconds < b.seconds; });
@@ -191,15 +197,15 @@ absl::StatusOr<Choices> ChooseLayout(const RunFile& run_file, const Machine& mac
   std::stable_sort(simulated.begin(), simulated.end(), [](const Choice& a, const Choice& b) {
     return a.step.seconds < b.step.seconds;
   });
-  if (simulated.size() > kKept) simulated.resize(kKept);
   for (Choice& choice : simulated) {
+    const bool known = std::any_of(choices.best.begin(), choices.best.end(), [&](const Choice& of) {
+      return IsVariantOf(choice.candidate.layout, of.candidate.layout);
+    });
+    if (known) continue;
     choice.why = WhatItPays(choice.step);
-    if (&choice != &simulated.front()) {
-      choice.why = absl::StrCat(Percent(choice.step.seconds / simulated.front().step.seconds - 1),
-                                " slower; ", choice.why);
-    }
+    choices.best.push_back(std::move(choice));
+    if (choices.best.size() == kKept) break;
   }
-  choices.best = std::move(simulated);
   return choices;
 }
 

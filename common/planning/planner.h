@@ -16,20 +16,21 @@ namespace paceline::planning {
 struct Choice {
   Candidate candidate;
   StepSimulation step;  // without timeline
-  std::string why;      // against the choice before it, or what decided
+  std::string why;      // what it pays for
 };
 
 struct Choices {
-  std::vector<Choice> best;  // at most 3, the best first
-  std::size_t tried = 0;     // layouts whose numbers fit
-  std::size_t fitting = 0;   // of them, those that memory holds
+  // At most 3, the best first, each another layout and not the same with other segments.
+  std::vector<Choice> best;
+  std::size_t tried = 0;    // layouts whose numbers fit
+  std::size_t fitting = 0;  // of them, those that memory holds
 };
 
-// Over all slots of `machine`, whose rates are known. kResourceExhausted: nothing fits into
+// Over all slots of `machine`, whose rates are known. kOutOfRange: nothing fits into
 // memory, and what comes nearest; kInvalidArgument: no layout's numbers fit, and why.
 absl::StatusOr<Choices> ChooseLayout(const RunFile& run_file, const Machine& machine);
 
-// The layout of `run_file` on `machine`: its numbers and memory checked. kResourceExhausted names
+// The layout of `run_file` on `machine`: its numbers and memory checked. kOutOfRange names
 // the nearest layout that does fit.
 absl::StatusOr<Choice> CheckGiven(const RunFile& run_file, const Machine& machine);
 

@@ -276,7 +276,7 @@ absl::Status CheckMemory(const RunFile& run_file, const Candidate& candidate,
   }
   if (most <= machine.memory_bytes) return absl::OkStatus();
   const RankMemory memory = MemoryOf(run_file, candidate, machine, fullest);
-  return absl::ResourceExhaustedError(
+  return absl::OutOfRangeError(
       absl::StrCat("a rank of stage ", fullest, " needs ", GibibytesText(memory.total()), " of ",
                    GibibytesText(machine.memory_bytes), ": weights ", GibibytesText(memory.weights),
                    ", gradients ", GibibytesText(memory.gradients + memory.accumulators),

@@ -59,7 +59,7 @@ double EstimateStepSeconds(const RunFile& run_file, const Candidate& candidate,
 // Whether the numbers fit each other: kInvalidArgument says what does not.
 absl::Status CheckLayout(const RunFile& run_file, const Candidate& candidate,
                          const Machine& machine);
-// Whether every rank's memory suffices: kResourceExhausted names the stage and what fills it.
+// Whether every rank's memory suffices: kOutOfRange names the stage and what fills it.
 absl::Status CheckMemory(const RunFile& run_file, const Candidate& candidate,
                          const Machine& machine);
 

@@ -231,7 +231,7 @@ PassSeconds SecondsOfLayer(const ModelSection& model, std::int64_t layer,
       products + again + 2 * bytes +
       kAttentionBackwardOverForward * tokens * work.attention / rates.attention_backward_flops;
   seconds.backward_weights =
-      products + work.parameters * AccumulationBytes(machine.kept) / rates.memory_bytes;
+      products + work.parameters * AccumulationBytes(machine.kept) / rates.accumulation_bytes;
   if (!model.IsSparse(layer) || expert == 1) return seconds;
   const double exchange = ExchangeSeconds(model, tokens, expert, machine.kept.dispatch, machine) +
                           ExchangeSeconds(model, tokens, expert, machine.kept.combine, machine);
@@ -252,8 +252,8 @@ PassSeconds SecondsOfEnds(const ModelSection& model, const LayerRange& range,
   if (range.first == 0) {
     const double bytes = tokens * 2 * w.hidden * machine.kept.activation;
     seconds.forward += bytes / rates.memory_bytes;
-    seconds.backward_weights +=
-        (bytes + table * AccumulationBytes(machine.kept)) / rates.memory_bytes;
+    seconds.backward_weights += bytes / rates.memory_bytes +
+                                table * AccumulationBytes(machine.kept) / rates.accumulation_bytes;
   }
   if (!HasHead(model, range)) return seconds;
   const double product = tokens * 2 * table / rates.head_flops;
@@ -262,7 +262,7 @@ PassSeconds SecondsOfEnds(const ModelSection& model, const LayerRange& range,
   seconds.forward += product + loss;
   seconds.backward_input += product;
   seconds.backward_weights +=
-      product + table * AccumulationBytes(machine.kept) / rates.memory_bytes;
+      product + table * AccumulationBytes(machine.kept) / rates.accumulation_bytes;
   return seconds;
 }
 

@@ -20,7 +20,7 @@ void BM_ChooseLayout(benchmark::State& state) {
   RunFile run = *run_file;
   run.train.global_batch_size = 16384;
   for (auto _ : state) {
-    const auto choices = ChooseLayout(run, MachineOf(*cluster));
+    const auto choices = ChooseLayout(run, MachineOf(*cluster, run));
     if (!choices.ok()) {
       state.SkipWithError(std::string(choices.status().message()).c_str());
       return;

@@ -73,7 +73,7 @@ TEST(ClusterFileTest, ArithmeticNeedsAPeak) {
 
 TEST(ClusterFileTest, FailuresNeedACheckpointRate) {
   EXPECT_THAT(ErrorOf(std::string(kFile) + "[reliability]\nnode_mtbf_hours = 100\n"),
-              HasSubstr("checkpoint_gigabytes_per_second: must be above 0"));
+              HasSubstr("copy_gigabytes_per_second: must be above 0"));
 }
 
 TEST(ClusterFileTest, SetReplacesAValue) {
