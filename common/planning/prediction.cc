@@ -11,6 +11,8 @@ namespace {
 
 // A checkpoint holds a parameter and its two moments in float32.
 constexpr double kCheckpointBytes = 12;
+// So many times its segments' micro-batches fill a pipeline for sure.
+constexpr int kFilledRounds = 8;
 
 int AsInt(std::int64_t value) { return static_cast<int>(value); }
 
@@ -199,8 +201,36 @@ std::vector<StageTimes> TimesOfStages(const RunFile& run_file, const Candidate& 
 
 StepSimulation Predict(const RunFile& run_file, const Candidate& candidate, const Machine& machine,
                        bool with_timeline) {
-  return SimulateStep(ShapeOf(run_file, candidate), TimesOfStages(run_file, candidate, machine),
-                      machine.rates->overlap, with_timeline);
+  PipelineShape shape = ShapeOf(run_file, candidate);
+  const std::vector<StageTimes> times = TimesOfStages(run_file, candidate, machine);
+  const double overlap = machine.rates->overlap;
+  const int filled = kFilledRounds * shape.stages * shape.virtual_stages;
+  if (shape.micro_batches <= 2 * filled) {
+    return SimulateStep(shape, times, overlap, with_timeline);
+  }
+  // A pipeline that has filled repeats itself: what one stretch adds, the next one adds again.
+  const double wanted = shape.micro_batches;
+  shape.micro_batches = filled;
+  const StepSimulation once = SimulateStep(shape, times, overlap);
+  shape.micro_batches = 2 * filled;
+  const StepSimulation twice = SimulateStep(shape, times, overlap);
+  const double stretches = (wanted - filled) / filled;
+  const auto extend = [stretches](double from, double to) {
+    return from + stretches * (to - from);
+  };
+  StepSimulation step;
+  step.seconds = extend(once.seconds, twice.seconds);
+  for (std::size_t stage = 0; stage < once.stages.size(); ++stage) {
+    const StageParts& from = once.stages[stage];
+    const StageParts& to = twice.stages[stage];
+    step.stages.push_back({.compute = extend(from.compute, to.compute),
+                           .exchange = extend(from.exchange, to.exchange),
+                           .send = extend(from.send, to.send),
+                           .bubble = extend(from.bubble, to.bubble),
+                           .gradients = extend(from.gradients, to.gradients),
+                           .optimizer = extend(from.optimizer, to.optimizer)});
+  }
+  return step;
 }
 
 double EstimateStepSeconds(const RunFile& run_file, const Candidate& candidate,

@@ -50,6 +50,7 @@ double CheckpointBytes(const RunFile& run_file);
 // Durations of every stage; machine.rates are known.
 std::vector<StageTimes> TimesOfStages(const RunFile& run_file, const Candidate& candidate,
                                       const Machine& machine);
+// Long steps are simulated in part, and without timeline: a filled pipeline repeats itself.
 StepSimulation Predict(const RunFile& run_file, const Candidate& candidate, const Machine& machine,
                        bool with_timeline = false);
 // About what Predict says, from the schedule's formula for the bubble, in a fraction of the time.

@@ -14,6 +14,7 @@ using planning::RankMemory;
 using planning::StageParts;
 
 constexpr int kPictureColumns = 110;
+constexpr int kPlacedMax = 16'384;
 
 std::string Text(std::int64_t value) { return std::to_string(value); }
 
@@ -54,9 +55,10 @@ nlohmann::json LayoutJson(const planning::Candidate& candidate) {
           {"micro_batch_size", candidate.micro_batch_size}};
 }
 
+// Of the first kPlacedMax ranks.
 nlohmann::json PlacementJson(const Plan& plan) {
   nlohmann::json placement = nlohmann::json::array();
-  for (int rank = 0; rank < plan.candidate.layout.world_size(); ++rank) {
+  for (int rank = 0; rank < std::min(plan.candidate.layout.world_size(), kPlacedMax); ++rank) {
     const RankCoordinates at = CoordinatesOf(plan.candidate.layout, rank);
     placement.push_back({{"rank", rank},
                          {"node", "node-" + Text(rank / plan.machine.slots_per_node)},

@@ -190,6 +190,28 @@ TEST(SimulationTest, PartsAddUpToTheStep) {
   }
 }
 
+TEST(SimulationTest, LongStepsAreWhatSimulatingAllOfThemGives) {
+  RunFile run_file = SmallRun();
+  run_file.train.global_batch_size = 4 * 2 * 400;
+  const Machine machine = SmallMachine();
+  for (const char* schedule : {"1f1b", "zero-bubble", "interleaved"}) {
+    const Candidate candidate{.layout = {.pipeline = 2,
+                                         .data = 4,
+                                         .expert = 2,
+                                         .virtual_stages = schedule[0] == 'i' ? 2 : 1,
+                                         .schedule = schedule},
+                              .micro_batch_size = 2};
+    const StepSimulation predicted = Predict(run_file, candidate, machine);
+    const StepSimulation whole =
+        SimulateStep({schedule, 2, candidate.layout.virtual_stages, 400},
+                     TimesOfStages(run_file, candidate, machine), machine.rates->overlap);
+    EXPECT_NEAR(predicted.seconds / whole.seconds, 1, 1e-9);
+    for (std::size_t stage = 0; stage < 2; ++stage) {
+      EXPECT_NEAR(predicted.stages[stage].bubble, whole.stages[stage].bubble, 1e-9 * whole.seconds);
+    }
+  }
+}
+
 TEST(SimulationTest, ReductionHidesBehindTheLastBackward) {
   std::vector<StageTimes> stages = EqualStages(1, 1, {.forward = 1, .backward_input = 8});
   stages[0].reduction = {4};
