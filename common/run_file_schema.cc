@@ -12,23 +12,6 @@ namespace {
 constexpr std::int64_t kMaxSteps = std::int64_t{1} << 40;
 constexpr std::int64_t kMaxWidth = std::int64_t{1} << 20;
 
-class FieldList {
- public:
-  // Fields added from here on belong to `section`.
-  void Section(std::string_view section) { section_ = section; }
-  void Add(std::string_view key, Target target, Rule rule) {
-    fields_.push_back({section_, key, target, std::move(rule), /*required=*/false});
-  }
-  void AddRequired(std::string_view key, Target target, Rule rule) {
-    fields_.push_back({section_, key, target, std::move(rule), /*required=*/true});
-  }
-  std::vector<Field> Take() { return std::move(fields_); }
-
- private:
-  std::string_view section_;
-  std::vector<Field> fields_;
-};
-
 void AddModel(FieldList& fields, ModelSection& model) {
   fields.Section("model");
   fields.AddRequired("vocab_size", &model.vocab_size, IntegerRule{2, std::int64_t{1} << 31});

@@ -1,12 +1,14 @@
-// The run file's keys: for each its place in RunFile, its type and what it may be. Parsing,
-// validating, printing and the messages for bad input all follow this one table.
+// The keys of a settings file: for each its place, its type and what it may be. Parsing,
+// validating, printing and the messages for bad input all follow this one table. The run file's
+// table stands here; the cluster file has its own.
 // Invariant: every member of RunFile's sections has exactly one Field.
-// Threading: plain values; a Field borrows the RunFile it was made for.
+// Threading: plain values; a Field borrows what it was made for.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -58,7 +60,25 @@ struct Field {
   bool required = false;
 };
 
-// Every key, in the order in which ToToml prints them.
+// Builds a table of fields, section by section.
+class FieldList {
+ public:
+  // Fields added from here on belong to `section`.
+  void Section(std::string_view section) { section_ = section; }
+  void Add(std::string_view key, Target target, Rule rule) {
+    fields_.push_back({section_, key, target, std::move(rule), /*required=*/false});
+  }
+  void AddRequired(std::string_view key, Target target, Rule rule) {
+    fields_.push_back({section_, key, target, std::move(rule), /*required=*/true});
+  }
+  std::vector<Field> Take() { return std::move(fields_); }
+
+ private:
+  std::string_view section_;
+  std::vector<Field> fields_;
+};
+
+// Every key of the run file, in the order in which ToToml prints them.
 std::vector<Field> FieldsOf(RunFile& run_file);
 
 // "an integer from 1 to 4096", "\"cosine\", \"constant\" or \"wsd\"".

@@ -3,158 +3,180 @@
 #include <memory>
 #include <vector>
 
-#include "common/model_shape.h"
+#include "absl/strings/str_cat.h"
+#include "common/planning/cluster_file.h"
 #include "common/run_file.h"
 #include "common/status.h"
-#include "launch/cli/format.h"
+#include "launch/cli/calibration.h"
+#include "launch/cli/plan_report.h"
 #include "launch/cli/status_json.h"
 #include "launch/cli/verb.h"
-#include "nlohmann/json.hpp"
-#include "worker/kernels/stream.h"
-#include "worker/model/transformer.h"
 
 namespace paceline::cli {
 namespace {
 
 struct Options : CommonOptions {
   std::string file;
+  std::string cluster;
   std::vector<std::string> sets;
+  bool choose = false;
+  bool calibrate = false;
 };
 
-// Bytes that one rank needs. Every rank holds the whole model: data parallelism alone is built.
-struct RankMemory {
-  double weights = 0;
-  double gradients = 0;
-  double accumulators = 0;  // float64 sums, with reduction = "exact"
-  double moments = 0;
-  double activations = 0;  // and the arena's scratch
-  double checkpoint_copy = 0;
+constexpr std::uint64_t kFailureSeed = 1;
 
-  double total() const {
-    return weights + gradients + accumulators + moments + activations + checkpoint_copy;
+// What is planned for, beside the run.
+struct Target {
+  planning::Machine machine;
+  std::string name;
+  std::optional<planning::ClusterFile> cluster;
+  std::vector<std::string> assumptions;
+};
+
+absl::StatusOr<RunFile> LoadFor(const Options& options,
+                                const std::optional<planning::ClusterFile>& cluster) {
+  std::vector<Override> overrides;
+  // The run is planned for all of the cluster; a --set, which comes after, says otherwise. Where
+  // the layout is to be chosen, the file need not fit the cluster as it stands.
+  if (cluster && !options.choose) {
+    overrides.push_back({absl::StrCat("launch.nodes=", cluster->cluster.nodes), "."});
+    overrides.push_back(
+        {absl::StrCat("launch.slots_per_node=", cluster->cluster.slots_per_node), "."});
   }
-};
-
-RankMemory MemoryOf(const RunFile& run_file, double parameters) {
-  Stream compute(Stream::Mode::kInline, "compute");
-  // The arena is measured, not estimated: the same code lays it out for training.
-  const Transformer measured(run_file.model,
-                             {.micro_batch_size = run_file.train.micro_batch_size,
-                              .sequence_length = run_file.train.sequence_length,
-                              .training = true},
-                             compute);
-  RankMemory memory;
-  memory.weights = 4 * parameters;
-  memory.gradients = 4 * parameters;
-  memory.activations = std::max(
-      0.0, static_cast<double>(measured.arena_bytes()) - memory.weights - memory.gradients);
-  memory.accumulators = run_file.train.reduction == "exact" ? 8 * parameters : 0;
-  memory.moments = 8 * parameters;
-  memory.checkpoint_copy = 12 * parameters / static_cast<double>(run_file.DataParallel());
-  return memory;
+  for (const std::string& set : options.sets) overrides.push_back({set, "."});
+  return LoadRunFile(options.file, overrides);
 }
 
-struct Plan {
-  ModelSize size;
-  double flops_per_token = 0;
-  RankMemory memory;
-  double tokens_per_step = 0;
-  double checkpoint_bytes = 0;
-};
+std::vector<std::string> AssumptionsOf(const planning::ClusterFile& cluster) {
+  const planning::ArithmeticSection& arithmetic = cluster.arithmetic;
+  std::vector<std::string> assumptions = {absl::StrCat(
+      "a worker that multiplies in ", arithmetic.matrix, " and attends in ", arithmetic.attention,
+      arithmetic.recompute_cheap ? ", and makes norms and activations anew in backward" : "",
+      "; this build's computes in float32 on CPUs")};
+  if (cluster.exchange.nodes_per_token_max > 0) {
+    assumptions.push_back(absl::StrCat("routing limited to ", cluster.exchange.nodes_per_token_max,
+                                       " nodes a token"));
+  }
+  if (cluster.exchange.one_copy_a_node) {
+    assumptions.push_back("a token crosses to a node once and is copied to its experts there");
+  }
+  assumptions.push_back("every expert gets its share of the tokens");
+  return assumptions;
+}
 
-Plan PlanOf(const RunFile& run_file) {
+absl::StatusOr<Target> TargetOf(const Options& options, const RunFile& run_file,
+                                const std::optional<planning::ClusterFile>& cluster) {
+  Target target;
+  if (cluster) {
+    target.machine = planning::MachineOf(*cluster, run_file);
+    // A part of the cluster, where the run asks for a part.
+    if (!options.choose && run_file.launch.nodes < target.machine.nodes) {
+      target.machine.nodes = run_file.launch.nodes;
+    }
+    target.name = cluster->cluster.name;
+    target.cluster = cluster;
+    target.assumptions = AssumptionsOf(*cluster);
+    return target;
+  }
+  target.machine = planning::CpuMachine(run_file);
+  target.name = "this machine";
+  if (options.calibrate) {
+    std::fprintf(stderr, "measuring this machine...\n");
+    ASSIGN_OR_RETURN(target.machine.rates, Calibrate(CalibrationShapeFor(run_file)));
+    target.assumptions.push_back(
+        "each rank has a core of its own, and its messages take that core's time");
+  }
+  return target;
+}
+
+// Young's, Daly's and the simulated interval, where failures are known.
+std::optional<PlanGoodput> GoodputOf(const planning::ClusterFile& cluster, const Plan& plan) {
+  const planning::ReliabilitySection& reliability = cluster.reliability;
+  if (reliability.node_mtbf_hours <= 0) return std::nullopt;
+  PlanGoodput goodput;
+  const double ranks = plan.candidate.layout.world_size();
+  const double nodes = std::max(1.0, ranks / static_cast<double>(plan.machine.slots_per_node));
+  goodput.failures.mtbf_s = 3600 * reliability.node_mtbf_hours / nodes;
+  goodput.failures.write_s = planning::CheckpointBytes(plan.run_file) /
+                             (1e9 * reliability.checkpoint_gigabytes_per_second);
+  // A checkpoint holds up training while each rank copies its share.
+  goodput.failures.stall_s = planning::CheckpointBytes(plan.run_file) / ranks /
+                             (1e9 * reliability.copy_gigabytes_per_second);
+  goodput.failures.restart_s = reliability.restart_seconds;
+  goodput.young_s = planning::YoungInterval(goodput.failures);
+  goodput.daly_s = planning::DalyInterval(goodput.failures);
+  goodput.best = planning::SimulatedBestInterval(goodput.failures, kFailureSeed);
+  return goodput;
+}
+
+void FillTime(const Target& target, Plan& plan) {
+  if (!plan.machine.rates) return;
+  PlanTime time;
+  time.step = planning::Predict(plan.run_file, plan.candidate, plan.machine, /*timeline=*/true);
+  time.tokens_per_second = plan.tokens_per_step() / time.step.seconds;
+  time.cost_per_million_tokens = plan.CostPerMillionTokens(time.step.seconds);
+  plan.time = std::move(time);
+  if (target.cluster) plan.goodput = GoodputOf(*target.cluster, plan);
+}
+
+absl::StatusOr<Plan> PlanOf(const Options& options, RunFile run_file, const Target& target) {
   Plan plan;
-  plan.size = SizeOfModel(run_file.model);
-  plan.flops_per_token = TrainingFlopsPerToken(run_file.model, run_file.train.sequence_length);
-  const auto parameters = static_cast<double>(plan.size.parameters);
-  plan.memory = MemoryOf(run_file, parameters);
-  plan.tokens_per_step =
-      static_cast<double>(run_file.train.global_batch_size * run_file.train.sequence_length);
-  plan.checkpoint_bytes = 12 * parameters;  // weights and two moments, float32
+  plan.machine = target.machine;
+  plan.machine_name = target.name;
+  plan.assumptions = target.assumptions;
+  plan.slot_hour = target.cluster ? target.cluster->price.slot_hour : run_file.rates.slot_hour;
+  plan.currency = target.cluster ? target.cluster->price.currency : run_file.rates.currency;
+  std::vector<planning::Choice> best;
+  if (target.machine.rates) {
+    absl::StatusOr<planning::Choices> choices = planning::ChooseLayout(run_file, target.machine);
+    if (!choices.ok() && options.choose) return choices.status();
+    if (choices.ok()) {
+      best = std::move(choices->best);
+      plan.tried = choices->tried;
+      plan.fitting = choices->fitting;
+    }
+  }
+  if (options.choose) {
+    plan.candidate = best.front().candidate;
+    plan.why = "chosen: " + best.front().why;
+    plan.chosen = true;
+  } else {
+    ASSIGN_OR_RETURN(const planning::Choice given, planning::CheckGiven(run_file, target.machine));
+    plan.candidate = given.candidate;
+    plan.why = given.why;
+  }
+  const std::string chosen = planning::TextOf(plan.candidate);
+  for (planning::Choice& choice : best) {
+    if (planning::TextOf(choice.candidate) == chosen || plan.others.size() == 2) continue;
+    plan.others.push_back(std::move(choice));
+  }
+  plan.stages = planning::MemoryOfStages(run_file, plan.candidate, plan.machine);
+  plan.run_file = std::move(run_file);
+  FillTime(target, plan);
   return plan;
 }
 
-nlohmann::json ToJson(const RunFile& run_file, const Plan& plan) {
-  nlohmann::json placement = nlohmann::json::array();
-  for (std::int64_t rank = 0; rank < run_file.WorldSize(); ++rank) {
-    placement.push_back({{"rank", rank},
-                         {"node", "node-" + std::to_string(rank / run_file.launch.slots_per_node)},
-                         {"slot", rank % run_file.launch.slots_per_node}});
-  }
-  return {{"name", run_file.run.name},
-          {"parameters", plan.size.parameters},
-          {"active_parameters", plan.size.active_parameters},
-          {"flops_per_token", plan.flops_per_token},
-          {"layout",
-           {{"pipeline", run_file.layout.pipeline},
-            {"data", run_file.DataParallel()},
-            {"expert", run_file.layout.expert}}},
-          {"world_size", run_file.WorldSize()},
-          {"micro_batches_per_rank", run_file.MicroBatchesPerRank()},
-          {"placement", std::move(placement)},
-          {"memory_per_rank",
-           {{"weights", plan.memory.weights},
-            {"gradients", plan.memory.gradients},
-            {"accumulators", plan.memory.accumulators},
-            {"moments", plan.memory.moments},
-            {"activations", plan.memory.activations},
-            {"checkpoint_copy", plan.memory.checkpoint_copy},
-            {"total", plan.memory.total()}}},
-          {"steps", run_file.train.steps},
-          {"tokens_per_step", plan.tokens_per_step},
-          {"tokens", plan.tokens_per_step * static_cast<double>(run_file.train.steps)},
-          {"flops",
-           plan.flops_per_token * plan.tokens_per_step * static_cast<double>(run_file.train.steps)},
-          {"checkpoint_bytes", plan.checkpoint_bytes}};
-}
-
-void Print(const char* name, const std::string& value) {
-  std::printf("%-18s%s\n", name, value.c_str());
-}
-
-void PrintText(const RunFile& run_file, const Plan& plan) {
-  const auto count = [](auto value) { return FormatCount(static_cast<double>(value)); };
-  const RankMemory& memory = plan.memory;
-  const double tokens = plan.tokens_per_step * static_cast<double>(run_file.train.steps);
-  Print("run", run_file.run.name);
-  Print("parameters", count(plan.size.parameters) + ", of which a token passes " +
-                          count(plan.size.active_parameters));
-  Print("FLOPs a token", count(plan.flops_per_token) + " (forward and backward)");
-  Print("layout", "pipeline " + std::to_string(run_file.layout.pipeline) + " x data " +
-                      std::to_string(run_file.DataParallel()) + ", expert " +
-                      std::to_string(run_file.layout.expert));
-  Print("placement", FormatNumberOf(run_file.WorldSize(), "rank") + " on " +
-                         FormatNumberOf(run_file.launch.nodes, "node") + " of " +
-                         FormatNumberOf(run_file.launch.slots_per_node, "slot") + ", in order");
-  Print("batch",
-        FormatNumberOf(run_file.train.global_batch_size, "sequence") + " of " +
-            FormatNumberOf(run_file.train.sequence_length, "token") + "; " +
-            std::to_string(run_file.MicroBatchesPerRank()) +
-            (run_file.MicroBatchesPerRank() == 1 ? " micro-batch of " : " micro-batches of ") +
-            std::to_string(run_file.train.micro_batch_size) + " on each rank");
-  Print("steps", std::to_string(run_file.train.steps) + ", " + count(tokens) + " tokens, " +
-                     count(plan.flops_per_token * tokens) + " FLOPs");
-  Print("memory a rank", FormatBytes(memory.total()) + ":");
-  Print("  weights", FormatBytes(memory.weights));
-  Print("  gradients",
-        FormatBytes(memory.gradients) +
-            (memory.accumulators > 0 ? " and " + FormatBytes(memory.accumulators) + " of exact sums"
-                                     : ""));
-  Print("  moments", FormatBytes(memory.moments));
-  Print("  activations", FormatBytes(memory.activations));
-  Print("  checkpoint copy", FormatBytes(memory.checkpoint_copy));
-  Print("checkpoint", FormatBytes(plan.checkpoint_bytes));
-}
-
 absl::StatusOr<ExitCode> RunPlan(const Options& options) {
-  std::vector<Override> overrides;
-  for (const std::string& set : options.sets) overrides.push_back({set, "."});
-  ASSIGN_OR_RETURN(const RunFile run_file, LoadRunFile(options.file, overrides));
-  const Plan plan = PlanOf(run_file);
+  if (options.calibrate && !options.cluster.empty()) {
+    return absl::InvalidArgumentError(
+        "--calibrate measures this machine, --cluster describes another: give one of them");
+  }
+  if (options.choose && options.cluster.empty() && !options.calibrate) {
+    return absl::InvalidArgumentError(
+        "--choose compares predicted times: give --cluster FILE, or --calibrate to measure this "
+        "machine");
+  }
+  std::optional<planning::ClusterFile> cluster;
+  if (!options.cluster.empty()) {
+    ASSIGN_OR_RETURN(cluster, planning::LoadClusterFile(options.cluster));
+  }
+  ASSIGN_OR_RETURN(RunFile run_file, LoadFor(options, cluster));
+  ASSIGN_OR_RETURN(const Target target, TargetOf(options, run_file, cluster));
+  ASSIGN_OR_RETURN(const Plan plan, PlanOf(options, std::move(run_file), target));
   if (options.json) {
-    PrintJson(ToJson(run_file, plan));
+    PrintJson(ToJson(plan));
   } else {
-    PrintText(run_file, plan);
+    PrintText(plan);
   }
   return ExitCode::kDone;
 }
@@ -165,12 +187,18 @@ void AddPlanVerb(CLI::App& app, Invocation& invocation) {
   auto options = std::make_shared<Options>();
   Verb verb(app, invocation,
             {.name = "plan",
-             .help = "Say what a run file would take: parameters, FLOPs, memory of a rank, "
-                     "placement",
+             .help = "Say what a run file would take: parameters, FLOPs, memory of a rank, and on "
+                     "machines that are described or measured, time and cost",
              .examples = {"paceline plan launch/recipes/quickstart.toml",
-                          "paceline plan my.toml --set train.micro_batch_size=4 -o json"}},
+                          "paceline plan my.toml --set train.micro_batch_size=4 -o json",
+                          "paceline plan my.toml --cluster cluster.toml --choose"}},
             *options);
   verb.Argument("FILE", options->file, "Run file (TOML)", Verb::kRequired);
+  verb.Text("--cluster", options->cluster, "FILE",
+            "Cluster file (TOML): plan for the machines it describes");
+  verb.Flag("--choose", options->choose, "Choose the layout, in place of the run file's");
+  verb.Flag("--calibrate", options->calibrate,
+            "Measure this machine for a few seconds, to predict the step on it");
   verb.Sets(options->sets, "section.key=value in place of the file's; may be repeated");
   verb.OutputForm();
   verb.Does([options] { return RunPlan(*options); });

@@ -221,11 +221,26 @@ TEST(RunFileTest, BatchThatDoesNotFitIsToldTheNearestThatDoes) {
               HasSubstr("the nearest that fits is 8"));
 }
 
-TEST(RunFileTest, WhatThisVersionCannotDoIsRefusedByName) {
-  EXPECT_THAT(ErrorOf(With("pipeline = 1", "pipeline = 2")),
-              HasSubstr("[layout] pipeline = 2: this version trains with pipeline = 1"));
+TEST(RunFileTest, ALayoutMustFitRanksLayersExpertsAndBatch) {
   EXPECT_THAT(ErrorOfSet("layout.pipeline=3"), HasSubstr("must divide the 4 ranks"));
-  EXPECT_THAT(ErrorOfSet("layout.expert=2"), HasSubstr("this version trains with expert = 1"));
+  EXPECT_THAT(ErrorOfSet("layout.expert=3"), HasSubstr("must divide the data parallel size 4"));
+  EXPECT_THAT(ErrorOf(kValid, {{"model.n_routed_experts=6", "."}, {"layout.expert=4", "."}}),
+              HasSubstr("must divide [model] n_routed_experts = 6"));
+  EXPECT_THAT(ErrorOf(kValid, {{"model.n_routed_experts=0", "."}, {"layout.expert=2", "."}}),
+              HasSubstr("n_routed_experts = 0, a dense model; give 1"));
+  EXPECT_THAT(ErrorOf(kValid, {{"model.num_hidden_layers=1", "."}, {"layout.pipeline=2", "."}}),
+              HasSubstr("is more than num_hidden_layers = 1"));
+  EXPECT_THAT(
+      ErrorOf(kValid, {{"model.tie_word_embeddings=true", "."}, {"layout.pipeline=2", "."}}),
+      HasSubstr("must be 1 with [model] tie_word_embeddings = true"));
+  EXPECT_THAT(ErrorOf(kValid, {{"layout.schedule=interleaved", "."}, {"layout.pipeline=2", "."}}),
+              HasSubstr("needs at least 2 segments a stage"));
+  EXPECT_THAT(ErrorOfSet("layout.virtual_stages=2"), HasSubstr("has one segment a stage"));
+  EXPECT_THAT(ErrorOfSet("layout.schedule=gpipe"), HasSubstr("\"zero-bubble\""));
+  EXPECT_THAT(ErrorOfSet("layout.zero=2"), HasSubstr("an integer from 0 to 1"));
+}
+
+TEST(RunFileTest, WhatThisVersionCannotDoIsRefusedByName) {
   EXPECT_THAT(ErrorOfSet("launch.device=cuda"),
               HasSubstr("is not available in this build; it must be \"cpu\""));
   EXPECT_THAT(ErrorOfSet("launch.launcher=slurm"), HasSubstr("is not available in this build"));
@@ -259,11 +274,11 @@ TEST(RunFileTest, SizesThatWouldOverflowAreRefused) {
 TEST(RunFileTest, AllProblemsAreReportedAtOnceInTheOrderOfLines) {
   std::string text = With("vocab_size = 256", "vocab_size = 1");
   text.replace(text.find("steps = 300"), 11, "stpes = 300");
-  text.replace(text.find("pipeline = 1"), 12, "pipeline = 2");
+  text.replace(text.find("pipeline = 1"), 12, "pipeline = 3");
   const std::string error = ErrorOf(text, {{"launch.device=gpu", "."}});
   const std::vector<std::string> parts = {
       "run.toml:6: [model] vocab_size", "[train] steps: is missing", "run.toml:27: [train] stpes",
-      "[layout] pipeline = 2", "--set launch.device=gpu: it must be"};
+      "[layout] pipeline = 3", "--set launch.device=gpu: it must be"};
   std::size_t at = 0;
   for (const std::string& part : parts) {
     at = error.find(part, at);

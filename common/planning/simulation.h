@@ -1,0 +1,63 @@
+// A discrete-event simulation of one training step: every stage of a pipeline runs its list of
+// passes (pipeline_schedule.h), hands values to its neighbours, reduces gradients while the last
+// passes run, and updates its weights. Copies of the pipeline are alike, so one is simulated.
+// Invariant: for every stage the parts add up to the step.
+// Threading: pure functions.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "common/pipeline_schedule.h"
+#include "common/planning/work.h"
+
+namespace paceline::planning {
+
+// One stage's durations.
+struct StageTimes {
+  std::vector<PassSeconds> segments;   // of one micro-batch, by the stage's segment
+  std::vector<double> reduction;       // of a segment's gradients, all micro-batches' sum
+  std::vector<int> reduction_buckets;  // that it is cut into: the layers of the segment
+  double send_forward = 0;             // activations to the next stage
+  double send_backward = 0;            // gradients to the stage before
+  double optimizer = 0;
+  double gather = 0;  // of updated weights; runs behind the optimizer, bucket by bucket
+};
+
+struct StageParts {
+  double compute = 0;    // passes
+  double exchange = 0;   // all-to-all that no computation hides
+  double send = 0;       // sending that holds the stage up
+  double bubble = 0;     // waiting for other stages
+  double gradients = 0;  // reduction after the last pass
+  double optimizer = 0;  // and what is left of the gather
+
+  double total() const { return compute + exchange + send + bubble + gradients + optimizer; }
+};
+
+struct TimedPass {
+  PipelineAction action;
+  double start = 0;
+  double end = 0;
+};
+
+struct StepSimulation {
+  double seconds = 0;
+  std::vector<StageParts> stages;
+  std::vector<std::vector<TimedPass>> timeline;  // by stage, where it was asked for
+};
+
+// `overlap`: the share of a transfer during which the sender goes on. stages.size() is
+// shape.stages; `shape` is valid.
+StepSimulation SimulateStep(const PipelineShape& shape, const std::vector<StageTimes>& stages,
+                            double overlap, bool with_timeline = false);
+
+// The mean over the stages, which adds up to the step too.
+StageParts MeanOf(const std::vector<StageParts>& stages);
+
+// The schedule as text, a line for each stage: a digit is a forward of that micro-batch (its last
+// digit), a letter a backward ("a" of micro-batch 0), "w" weight gradients apart, "." waiting.
+// Empty where it does not fit `columns`.
+std::string TimelinePicture(const StepSimulation& simulation, int columns);
+
+}  // namespace paceline::planning

@@ -1,0 +1,349 @@
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "common/planning/goodput.h"
+#include "common/planning/planner.h"
+#include "common/planning/prediction.h"
+#include "common/planning/simulation.h"
+#include "common/planning/work.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "worker/model/transformer.h"
+
+namespace paceline::planning {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr double kInstant = 1e300;  // a rate
+
+ModelSection SmallSparse() {
+  ModelSection model;
+  model.vocab_size = 256;
+  model.hidden_size = 128;
+  model.num_hidden_layers = 4;
+  model.num_attention_heads = 4;
+  model.num_key_value_heads = 2;
+  model.head_dim = 32;
+  model.intermediate_size = 384;
+  model.n_routed_experts = 8;
+  model.n_shared_experts = 1;
+  model.num_experts_per_tok = 2;
+  model.moe_intermediate_size = 96;
+  model.first_k_dense_replace = 1;
+  return model;
+}
+
+RunFile SmallRun() {
+  RunFile run_file;
+  run_file.model = SmallSparse();
+  run_file.train.sequence_length = 256;
+  run_file.train.global_batch_size = 64;
+  run_file.train.micro_batch_size = 2;
+  run_file.launch.nodes = 2;
+  run_file.launch.slots_per_node = 4;
+  return run_file;
+}
+
+CostRates Rates(double flops, double memory, double link) {
+  const LinkRate rate{0, link};
+  return {.matrix_flops = flops,
+          .expert_flops = flops,
+          .head_flops = flops,
+          .attention_forward_flops = flops,
+          .attention_backward_flops = flops,
+          .memory_bytes = memory,
+          .accumulation_bytes = memory,
+          .optimizer_bytes = memory,
+          .overlap = 1,
+          .inside_node = rate,
+          .between_nodes = rate,
+          .exchange_inside_node = rate,
+          .exchange_between_nodes = rate};
+}
+
+Machine SmallMachine() {
+  Machine machine;
+  machine.nodes = 2;
+  machine.slots_per_node = 4;
+  machine.rates = Rates(1e12, 1e11, 1e10);
+  return machine;
+}
+
+TEST(WorkTest, ParametersAreThoseOfTheTensors) {
+  for (const int expert : {1, 2, 8}) {
+    for (const LayerRange& range : {LayerRange{0, 1}, {0, 4}, {1, 3}, {3, 4}}) {
+      ModelPart part{.segments = {range}, .first_expert = 0, .end_expert = 8 / expert};
+      ParameterCounts tensors;
+      for (const TensorShape& tensor : ModelTensors(SmallSparse(), part)) {
+        const bool routed = tensor.name.find(".mlp.experts.") != std::string::npos;
+        (routed ? tensors.routed : tensors.replicated) += static_cast<double>(tensor.elements());
+      }
+      const ParameterCounts counts = ParametersOf(SmallSparse(), range, expert);
+      EXPECT_EQ(counts.replicated, tensors.replicated);
+      EXPECT_EQ(counts.routed, tensors.routed);
+    }
+  }
+}
+
+TEST(WorkTest, FlopsAreThoseOfTheModelShape) {
+  const ModelSection model = SmallSparse();
+  const MicroBatchShape batch{2, 256};
+  Machine machine;
+  machine.rates = Rates(1, kInstant, kInstant);
+  // The model's shape counts a backward of attention as twice the forward; five products over
+  // two are what kernels do.
+  machine.rates->attention_backward_flops = 1.25;
+  for (const std::int64_t layer : {0, 1, 3}) {
+    const PassSeconds seconds = SecondsOfLayer(model, layer, batch, 1, machine);
+    EXPECT_NEAR(seconds.total() / (batch.tokens() * LayerFlopsPerToken(model, layer, 256)), 1,
+                1e-12);
+  }
+  const PassSeconds ends = SecondsOfEnds(model, {0, 4}, batch, machine);
+  EXPECT_NEAR(ends.total() / (batch.tokens() * HeadFlopsPerToken(model)), 1, 1e-12);
+}
+
+// The worker's arena is the measure: its code lays out what the formula counts.
+TEST(WorkTest, ActivationsAreThoseOfTheWorker) {
+  Stream stream(Stream::Mode::kInline, "compute");
+  ModelSection dense = SmallSparse();
+  dense.n_routed_experts = 0;
+  for (const ModelSection& model : {SmallSparse(), dense}) {
+    for (const std::int64_t rows : {1, 4}) {
+      const Transformer measured(
+          model, {.micro_batch_size = rows, .sequence_length = 256, .training = true}, stream);
+      const KeptBytes kept;
+      const double parameters = static_cast<double>(SizeOfModel(model).parameters);
+      const double counted = 8 * parameters + SavedBytes(model, {0, 4}, {rows, 256}, 1, kept) +
+                             ScratchBytes(model, {0, 4}, {rows, 256}, 1, kept);
+      EXPECT_NEAR(counted / static_cast<double>(measured.arena_bytes()), 1, 0.05);
+    }
+  }
+}
+
+TEST(WorkTest, AnExchangeSendsEachTokenToItsExperts) {
+  const ModelSection model = SmallSparse();  // 2 of 8 experts a token
+  Machine machine = SmallMachine();
+  const double row = 128 * 4 / 1e10;  // seconds
+  EXPECT_EQ(ExchangeSeconds(model, 100, 1, 4, machine), 0);
+  // Inside a node: all rows but those for oneself.
+  EXPECT_NEAR(ExchangeSeconds(model, 100, 4, 4, machine), 100 * 2 * 0.75 * row, 1e-12);
+  // Over two nodes: those for the other node.
+  EXPECT_NEAR(ExchangeSeconds(model, 100, 8, 4, machine), 100 * 2 * 0.5 * row, 1e-12);
+  // One copy for each node that a token reaches: both, unless its experts lie on one.
+  machine.one_copy_a_node = true;
+  EXPECT_NEAR(ExchangeSeconds(model, 100, 8, 4, machine), 100 * 2 * (1 - 0.25) * row, 1e-12);
+  machine.nodes_per_token_max = 1;
+  EXPECT_NEAR(ExchangeSeconds(model, 100, 8, 4, machine), 100 * row, 1e-12);
+}
+
+std::vector<StageTimes> EqualStages(int stages, int segments, const PassSeconds& seconds) {
+  StageTimes times;
+  times.segments.assign(static_cast<std::size_t>(segments), seconds);
+  times.reduction.assign(static_cast<std::size_t>(segments), 0);
+  times.reduction_buckets.assign(static_cast<std::size_t>(segments), 1);
+  return std::vector<StageTimes>(static_cast<std::size_t>(stages), times);
+}
+
+TEST(SimulationTest, TheBubbleIsThatOfTheFormulas) {
+  constexpr int kMicroBatches = 32;
+  const PassSeconds seconds{.forward = 6, .backward_input = 6, .backward_weights = 5};
+  for (const int stages : {2, 4, 8}) {
+    const auto bubble_of = [&](const std::string& schedule, int segments) {
+      const PipelineShape shape{schedule, stages, segments, kMicroBatches};
+      const StepSimulation step = SimulateStep(shape, EqualStages(stages, segments, seconds), 1);
+      EXPECT_DOUBLE_EQ(step.seconds - step.stages[0].bubble, kMicroBatches * segments * 17);
+      return step.stages[0].bubble;
+    };
+    EXPECT_DOUBLE_EQ(bubble_of("1f1b", 1), (stages - 1) * 17);
+    EXPECT_DOUBLE_EQ(bubble_of("zero-bubble", 1), (stages - 1) * (17 - 2 * 5));
+    // The segment's times are those of the stage divided by V.
+    EXPECT_DOUBLE_EQ(bubble_of("interleaved", 2), (stages - 1) * 17);
+  }
+}
+
+TEST(SimulationTest, PartsAddUpToTheStep) {
+  const RunFile run_file = SmallRun();
+  for (const double overlap : {0.0, 0.5, 1.0}) {
+    Machine machine = SmallMachine();
+    machine.rates->overlap = overlap;
+    for (const char* schedule : {"1f1b", "zero-bubble", "interleaved"}) {
+      const Candidate candidate{.layout = {.pipeline = 2,
+                                           .data = 4,
+                                           .expert = 2,
+                                           .virtual_stages = schedule[0] == 'i' ? 2 : 1,
+                                           .schedule = schedule,
+                                           .shard_optimizer = true},
+                                .micro_batch_size = 2};
+      ASSERT_TRUE(CheckLayout(run_file, candidate, machine).ok());
+      const StepSimulation step = Predict(run_file, candidate, machine);
+      for (const StageParts& parts : step.stages) {
+        EXPECT_NEAR(parts.total() / step.seconds, 1, 1e-12);
+        EXPECT_GE(parts.bubble, -1e-12 * step.seconds);
+      }
+      EXPECT_NEAR(MeanOf(step.stages).total() / step.seconds, 1, 1e-12);
+    }
+  }
+}
+
+TEST(SimulationTest, LongStepsAreWhatSimulatingAllOfThemGives) {
+  RunFile run_file = SmallRun();
+  run_file.train.global_batch_size = 4 * 2 * 400;
+  const Machine machine = SmallMachine();
+  for (const char* schedule : {"1f1b", "zero-bubble", "interleaved"}) {
+    const Candidate candidate{.layout = {.pipeline = 2,
+                                         .data = 4,
+                                         .expert = 2,
+                                         .virtual_stages = schedule[0] == 'i' ? 2 : 1,
+                                         .schedule = schedule},
+                              .micro_batch_size = 2};
+    const StepSimulation predicted = Predict(run_file, candidate, machine);
+    const StepSimulation whole =
+        SimulateStep({schedule, 2, candidate.layout.virtual_stages, 400},
+                     TimesOfStages(run_file, candidate, machine), machine.rates->overlap);
+    EXPECT_NEAR(predicted.seconds / whole.seconds, 1, 1e-9);
+    for (std::size_t stage = 0; stage < 2; ++stage) {
+      EXPECT_NEAR(predicted.stages[stage].bubble, whole.stages[stage].bubble, 1e-9 * whole.seconds);
+    }
+  }
+}
+
+TEST(SimulationTest, ReductionHidesBehindTheLastBackward) {
+  std::vector<StageTimes> stages = EqualStages(1, 1, {.forward = 1, .backward_input = 8});
+  stages[0].reduction = {4};
+  stages[0].reduction_buckets = {4};
+  // Four buckets of a second each, ready after 2, 4, 6 and 8 seconds: the last one is left.
+  EXPECT_DOUBLE_EQ(SimulateStep({"1f1b", 1, 1, 3}, stages, 1).stages[0].gradients, 1);
+  // Without overlap all of it is.
+  EXPECT_DOUBLE_EQ(SimulateStep({"1f1b", 1, 1, 3}, stages, 0).stages[0].gradients, 4);
+}
+
+TEST(SimulationTest, ShortSchedulesHaveAPicture) {
+  const std::vector<StageTimes> stages =
+      EqualStages(2, 1, {.forward = 1, .backward_input = 1, .backward_weights = 1});
+  const StepSimulation step = SimulateStep({"1f1b", 2, 1, 2}, stages, 1, /*with_timeline=*/true);
+  EXPECT_EQ(TimelinePicture(step, 80), "0011....aaaa..bbbb\n..00aaaa11bbbb....\n");
+  EXPECT_EQ(TimelinePicture(step, 8), "");
+}
+
+TEST(PlannerTest, TheBestIsNoSlowerThanAnyLayoutByHand) {
+  const RunFile run_file = SmallRun();
+  const Machine machine = SmallMachine();
+  const absl::StatusOr<Choices> choices = ChooseLayout(run_file, machine);
+  ASSERT_TRUE(choices.ok()) << choices.status();
+  ASSERT_EQ(choices->best.size(), 3u);
+  for (const int pipeline : {1, 2, 4}) {
+    for (const int expert : {1, 2}) {
+      const Candidate candidate{
+          .layout = {.pipeline = pipeline, .data = 8 / pipeline, .expert = expert},
+          .micro_batch_size = 2};
+      ASSERT_TRUE(CheckLayout(run_file, candidate, machine).ok());
+      EXPECT_LE(choices->best[0].step.seconds, Predict(run_file, candidate, machine).seconds);
+    }
+  }
+  EXPECT_LE(choices->best[0].step.seconds, choices->best[1].step.seconds);
+  EXPECT_THAT(choices->best[1].why, HasSubstr("computes"));
+}
+
+TEST(PlannerTest, EqualQuestionsGetEqualAnswers) {
+  const absl::StatusOr<Choices> one = ChooseLayout(SmallRun(), SmallMachine());
+  const absl::StatusOr<Choices> two = ChooseLayout(SmallRun(), SmallMachine());
+  ASSERT_TRUE(one.ok() && two.ok());
+  for (std::size_t i = 0; i < one->best.size(); ++i) {
+    EXPECT_EQ(TextOf(one->best[i].candidate), TextOf(two->best[i].candidate));
+  }
+}
+
+TEST(PlannerTest, WhatDoesNotFitIsRefusedWithTheNearestThatDoes) {
+  RunFile run_file = SmallRun();
+  Machine machine = SmallMachine();
+  const Candidate given = GivenIn(run_file);
+  const double needed = MemoryOf(run_file, given, machine, 0).total();
+  machine.memory_bytes = 0.8 * needed;
+  const absl::Status refused = CheckGiven(run_file, machine).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kOutOfRange);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("a rank of stage 0 needs"));
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("the nearest that fits: pipeline 1"));
+
+  machine.memory_bytes = 1000;
+  EXPECT_THAT(std::string(CheckGiven(run_file, machine).status().message()),
+              HasSubstr("no layout on these machines fits"));
+  EXPECT_EQ(ChooseLayout(run_file, machine).status().code(), absl::StatusCode::kOutOfRange);
+  run_file.train.global_batch_size = 3;
+  EXPECT_EQ(ChooseLayout(run_file, machine).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(PlannerTest, ShardingTheOptimizerDividesItsMemory) {
+  const RunFile run_file = SmallRun();
+  Candidate candidate = GivenIn(run_file);
+  candidate.layout.expert = 2;
+  const RankMemory whole = MemoryOf(run_file, candidate, SmallMachine(), 0);
+  candidate.layout.shard_optimizer = true;
+  const RankMemory sharded = MemoryOf(run_file, candidate, SmallMachine(), 0);
+  const ParameterCounts counts = ParametersOf(run_file.model, {0, 4}, 2);
+  EXPECT_EQ(whole.moments, 8 * (counts.replicated + counts.routed));
+  EXPECT_EQ(sharded.moments, 8 * (counts.replicated / 8 + counts.routed / 4));
+  EXPECT_EQ(sharded.weights, whole.weights);
+}
+
+TEST(GoodputTest, SimulationAgreesWithTheFormulas) {
+  const FailureModel model{.mtbf_s = 10'000, .stall_s = 20, .write_s = 20, .restart_s = 100};
+  EXPECT_NEAR(YoungInterval(model), std::sqrt(2 * 20 * 10'000.0), 1e-9);
+  const BestInterval best = SimulatedBestInterval(model, /*seed=*/7);
+  // The optimum is flat: a factor of 2^(1/2) to either side costs little.
+  EXPECT_LT(std::abs(std::log2(best.seconds / DalyInterval(model))), 0.76);
+  EXPECT_NEAR(SimulatedGoodput(model, DalyInterval(model), 7) / best.goodput, 1, 0.005);
+  // Lost to first order: the stalls, half an interval and the restart a failure.
+  const double interval = DalyInterval(model);
+  const double lost = 20 / interval + (interval / 2 + 20 + 100) / 10'000;
+  EXPECT_NEAR(SimulatedGoodput(model, interval, 7), 1 - lost, 0.01);
+  EXPECT_EQ(SimulatedGoodput(model, interval, 7), SimulatedGoodput(model, interval, 7));
+}
+
+// What was published of the training run (arXiv:2412.19437 and arXiv:2505.09343) is compared with
+// what the planner says from the recipes, whose figures come from elsewhere.
+class DeepSeekV3Test : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const char* source = std::getenv("PACELINE_SOURCE_DIR");
+    ASSERT_NE(source, nullptr);
+    const std::string recipes = std::string(source) + "/launch/recipes/";
+    absl::StatusOr<RunFile> run_file = LoadRunFile(recipes + "deepseek-v3.toml", {});
+    ASSERT_TRUE(run_file.ok()) << run_file.status();
+    run_file_ = *std::move(run_file);
+    const absl::StatusOr<ClusterFile> cluster =
+        LoadClusterFile(recipes + "clusters/deepseek-v3-h800.toml");
+    ASSERT_TRUE(cluster.ok()) << cluster.status();
+    machine_ = MachineOf(*cluster, run_file_);
+  }
+
+  RunFile run_file_;
+  Machine machine_;
+};
+
+TEST_F(DeepSeekV3Test, TheModelIsTheModel) {
+  const ModelSize size = SizeOfModel(run_file_.model);
+  EXPECT_NEAR(static_cast<double>(size.parameters) / 671e9, 1, 0.01);
+  EXPECT_NEAR(static_cast<double>(size.active_parameters) / 37e9, 1, 0.06);
+}
+
+TEST_F(DeepSeekV3Test, StepAndDeviceHoursAreWithin15PercentOfThePublished) {
+  const absl::StatusOr<Choice> given = CheckGiven(run_file_, machine_);
+  ASSERT_TRUE(given.ok()) << given.status();
+  const ParallelLayout& layout = given->candidate.layout;
+  EXPECT_EQ(layout.pipeline, 16);
+  EXPECT_EQ(layout.expert, 64);
+  EXPECT_TRUE(layout.shard_optimizer);
+  EXPECT_EQ(layout.world_size(), 2048);
+  EXPECT_NEAR(given->step.seconds, 19.926, 0.15 * 19.926);
+  const double tokens_per_step = 15360.0 * 4096;
+  const double hours = 14.8e12 / tokens_per_step * given->step.seconds * 2048 / 3600;
+  EXPECT_NEAR(hours, 2.664e6, 0.15 * 2.664e6);
+}
+
+}  // namespace
+}  // namespace paceline::planning
