@@ -122,8 +122,11 @@ RankMemory MemoryOf(const RunFile& run_file, const Candidate& candidate, const M
   ParameterCounts counts;
   for (const LayerRange& range : SegmentsOf(SplitOf(run_file, layout), layout, stage)) {
     counts += ParametersOf(run_file.model, range, layout.expert);
-    memory.activations +=
-        memory.slots * SavedBytes(run_file.model, range, batch, layout.expert, kept);
+    double slot = SavedBytes(run_file.model, range, batch, layout.expert, kept);
+    if (layout.schedule == "zero-bubble") {
+      slot += BetweenBytes(run_file.model, range, batch, layout.expert, kept);
+    }
+    memory.activations += memory.slots * slot;
     memory.scratch =
         std::max(memory.scratch, ScratchBytes(run_file.model, range, batch, layout.expert, kept));
   }

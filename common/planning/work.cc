@@ -179,6 +179,22 @@ double SavedBytes(const ModelSection& model, const LayerRange& range, const Micr
   return bytes;
 }
 
+double BetweenBytes(const ModelSection& model, const LayerRange& range,
+                    const MicroBatchShape& batch, int expert, const KeptBytes& kept) {
+  const Widths w(model);
+  const double tokens = batch.tokens();
+  double bytes = 0;
+  for (std::int64_t layer = range.first; layer < range.end; ++layer) {
+    // Queries, keys and values, the norms' outputs, and what came from above, of both halves.
+    bytes += tokens * kept.activation * (w.query + w.key_value + 4 * w.hidden);
+    if (!model.IsSparse(layer)) continue;
+    bytes += tokens * 4 * w.experts;
+    bytes += ReceiveRows(w, tokens, expert, kept) * kept.activation * w.hidden;
+  }
+  if (HasHead(model, range)) bytes += tokens * kept.activation * w.hidden;
+  return bytes;
+}
+
 double ScratchBytes(const ModelSection& model, const LayerRange& range,
                     const MicroBatchShape& batch, int expert, const KeptBytes& kept) {
   double most = 0;

@@ -34,6 +34,10 @@ struct MicroBatchShape {
 // Bytes that the activations of one micro-batch take from forward to backward in `range`.
 double SavedBytes(const ModelSection& model, const LayerRange& range, const MicroBatchShape& batch,
                   int expert, const KeptBytes& kept);
+// What a micro-batch keeps beside that, from the gradients of the input to those of the weights,
+// where a schedule runs them apart.
+double BetweenBytes(const ModelSection& model, const LayerRange& range,
+                    const MicroBatchShape& batch, int expert, const KeptBytes& kept);
 // Bytes of one rank beside that: what a pass needs while it runs, the costliest layer counted.
 double ScratchBytes(const ModelSection& model, const LayerRange& range,
                     const MicroBatchShape& batch, int expert, const KeptBytes& kept);

@@ -205,8 +205,7 @@ absl::Status MeasureModel(Stream& stream, const CalibrationShape& shape,
       32.0 * static_cast<double>(elements) / MedianSeconds([&] {
         ++step.step;
         SumOfSquares(stream, model->gradients());
-        AdamWOverParameters(stream, step, model->parameters(), 0,
-                            static_cast<std::int64_t>(elements), model->weights(),
+        AdamWOverParameters(stream, step, model->parameters(), 0, model->weights(),
                             model->gradients(), first, second);
       });
   std::vector<double> sums(elements);

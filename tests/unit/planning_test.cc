@@ -114,14 +114,42 @@ TEST(WorkTest, ActivationsAreThoseOfTheWorker) {
   dense.n_routed_experts = 0;
   for (const ModelSection& model : {SmallSparse(), dense}) {
     for (const std::int64_t rows : {1, 4}) {
-      const Transformer measured(
-          model, {.micro_batch_size = rows, .sequence_length = 256, .training = true}, stream);
+      const Transformer measured(model,
+                                 {.micro_batch_size = rows,
+                                  .sequence_length = 256,
+                                  .training = true,
+                                  .part = WholeModel(model)},
+                                 stream);
       const KeptBytes kept;
       const double parameters = static_cast<double>(SizeOfModel(model).parameters);
       const double counted = 8 * parameters + SavedBytes(model, {0, 4}, {rows, 256}, 1, kept) +
                              ScratchBytes(model, {0, 4}, {rows, 256}, 1, kept);
       EXPECT_NEAR(counted / static_cast<double>(measured.arena_bytes()), 1, 0.05);
     }
+  }
+}
+
+TEST(WorkTest, ABackwardInTwoPassesKeepsWhatTheWorkerDoes) {
+  Stream stream(Stream::Mode::kInline, "compute");
+  ModelSection dense = SmallSparse();
+  dense.n_routed_experts = 0;
+  for (const ModelSection& model : {SmallSparse(), dense}) {
+    const auto arena = [&](bool split, int slots) {
+      const Transformer measured(model,
+                                 {.micro_batch_size = 2,
+                                  .sequence_length = 256,
+                                  .training = true,
+                                  .part = WholeModel(model),
+                                  .slots = slots,
+                                  .split_backward = split},
+                                 stream);
+      return static_cast<double>(measured.arena_bytes());
+    };
+    const KeptBytes kept;
+    const double saved = SavedBytes(model, {0, 4}, {2, 256}, 1, kept);
+    const double between = BetweenBytes(model, {0, 4}, {2, 256}, 1, kept);
+    EXPECT_NEAR(saved / (arena(false, 2) - arena(false, 1)), 1, 0.05);
+    EXPECT_NEAR((saved + between) / (arena(true, 2) - arena(true, 1)), 1, 0.05);
   }
 }
 

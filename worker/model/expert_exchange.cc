@@ -21,7 +21,7 @@ std::int64_t ExpertExchange::RowsMax(const LayerContext& context) {
          std::min(context.section.num_experts_per_tok, experts);
 }
 
-ExpertExchange::ExpertExchange(const LayerContext& context, ExpertGroup& group)
+ExpertExchange::ExpertExchange(const LayerContext& context, ExpertTransport& group)
     : stream_(context.stream),
       group_(group),
       hidden_(context.section.hidden_size),

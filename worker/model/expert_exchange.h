@@ -26,7 +26,7 @@ namespace paceline {
 
 // Who takes part and on which stream; one for all sparse layers of a model. Set before the first
 // pass.
-struct ExpertGroup {
+struct ExpertTransport {
   Communicator* communicator = nullptr;
   Stream* communication = nullptr;
   Event computed;   // what is to be sent lies ready
@@ -39,7 +39,7 @@ class ExpertExchange {
   // which chooses an expert once.
   static std::int64_t RowsMax(const LayerContext& context);
 
-  ExpertExchange(const LayerContext& context, ExpertGroup& group);
+  ExpertExchange(const LayerContext& context, ExpertTransport& group);
 
   // rows: (assignments, hidden), sorted by expert of the whole layer; offsets: where each expert's
   // begin, (n_routed_experts + 1). Tells the other ranks how many rows come, then sends them.
@@ -66,7 +66,7 @@ class ExpertExchange {
   std::size_t ranks() const { return arrived_counts_.size(); }
 
   Stream& stream_;
-  ExpertGroup& group_;
+  ExpertTransport& group_;
   const std::int64_t hidden_;
   const std::int64_t experts_;  // of this rank
   const std::int64_t rows_max_;

@@ -21,7 +21,7 @@ kernels::RouterOptions RouterOptionsOf(const ModelSection& section) {
 }  // namespace
 
 MoeLayer::MoeLayer(const LayerContext& context, const std::string& name,
-                   const float* balancing_bias, std::int64_t* expert_tokens, ExpertGroup& group)
+                   const float* balancing_bias, std::int64_t* expert_tokens, ExpertTransport& group)
     : stream_(context.stream),
       hidden_(context.section.hidden_size),
       expert_count_(context.section.n_routed_experts),

@@ -26,7 +26,7 @@ class MoeLayer : public Layer {
   // expert_tokens: (n_routed_experts), to which Forward adds the tokens that each expert got.
   // group: who holds the other experts, where the context has but some.
   MoeLayer(const LayerContext& context, const std::string& name, const float* balancing_bias,
-           std::int64_t* expert_tokens, ExpertGroup& group);
+           std::int64_t* expert_tokens, ExpertTransport& group);
 
   void Forward(const BatchShape& shape, const float* input, float* output) override;
   void BackwardInput(const BatchShape& shape, const float* input, const float* gradient_output,

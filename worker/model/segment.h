@@ -32,7 +32,7 @@ namespace paceline {
 struct RoutingState {
   float* balancing_biases = nullptr;  // null: there are none
   std::int64_t* expert_tokens = nullptr;
-  ExpertGroup* group = nullptr;
+  ExpertTransport* group = nullptr;
 };
 
 std::int64_t SparseLayersBefore(const ModelSection& section, std::int64_t layer);

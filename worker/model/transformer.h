@@ -103,7 +103,7 @@ class Transformer : public Model {
   std::span<std::int64_t> expert_tokens_;  // likewise
   std::vector<StateBuffer> state_buffers_;
 
-  ExpertGroup expert_group_;
+  ExpertTransport expert_group_;
 
   ParameterLayout layout_;
   std::vector<Parameter> parameters_;
