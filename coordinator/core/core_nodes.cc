@@ -46,7 +46,12 @@ void Core::Impl::OnRegister(SessionId session, const v1::RegisterNode& info) {
   if (*admission != Admission::kReconnects) Join(id, info);
   BindSession(session, id);
   // The workers of a fresh incarnation are its own; of an old one nobody knows until it speaks.
-  if (same_incarnation) nodes_.at(id).heard = false;
+  if (same_incarnation) {
+    nodes_.at(id).heard = false;
+    // What ran up while nobody listened is charged now: this coordinator may die soon as well, and
+    // the run may end before the node is heard of again.
+    Charge(id);
+  }
   GrantLease(id);
   TellWhereItStands(id);
   UpdateFree(id);

@@ -136,7 +136,6 @@ void Agent::OnMessage(core::SessionId session, const v1::CoordinatorMessage& mes
   epoch_ = message.epoch();
   switch (message.body_case()) {
     case v1::CoordinatorMessage::kRegistered: {
-      node_id_ = message.registered().node_id();
       heartbeat_ = milliseconds(message.registered().heartbeat_interval_ms());
       if (registered_) return;
       registered_ = true;

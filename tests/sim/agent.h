@@ -62,7 +62,6 @@ class Agent {
   bool registered_ = false;
   std::int64_t link_busy_until_ = 0;     // messages of one session arrive in order,
   std::int64_t inbound_busy_until_ = 0;  // either way
-  std::uint64_t node_id_ = 0;
   std::chrono::milliseconds heartbeat_{500};
 
   std::optional<v1::StartGeneration> generation_;

@@ -107,7 +107,9 @@ void Simulation::StartCoordinator() {
 
 void Simulation::DeliverFrom(core::SessionId session, int agent, const v1::AgentMessage& message) {
   if (!coordinator_up_ || !sessions_.contains(session)) return;
-  const std::uint64_t node = agents_[static_cast<std::size_t>(agent)]->node_id_;
+  // The agent may not have been told its id, where the answer was lost.
+  const auto known = replay_.node_by_name.find(absl::StrCat("node-", agent));
+  const std::uint64_t node = known == replay_.node_by_name.end() ? 0 : known->second.value();
   const bool is_sign = node != 0 && (message.has_heartbeat() || message.has_register_());
   // Before the decision: what it charges may reach up to this sign of life.
   if (is_sign) promises_->OnHeartbeat(node, message.incarnation(), now().wall_ms);

@@ -121,5 +121,20 @@ TEST(CostsTest, AWallClockThatJumpsChargesNothing) {
   EXPECT_DOUBLE_EQ(cluster.Status().cost(), before);
 }
 
+// The coordinator may die again before it charges by the clock, and the run may end before the node
+// is heard of again.
+TEST(CostsTest, WhatRanUpDuringAnOutageIsChargedWhenTheNodeComesBack) {
+  Cluster cluster;
+  cluster.StartFourRanks();
+  cluster.Run(std::chrono::seconds(3), {0, 1});
+  cluster.Restart();
+  cluster.Advance(std::chrono::seconds(2));
+  cluster.Register(1, 1, 2, "run");
+  ASSERT_EQ(cluster.last.facts.size(), 1u);
+  const v1::ChargePosted charge = cluster.last.facts[0].charge_posted();
+  EXPECT_EQ(charge.node_id(), 2u);
+  EXPECT_EQ(charge.to_ms(), cluster.now().wall_ms);
+}
+
 }  // namespace
 }  // namespace paceline::core
