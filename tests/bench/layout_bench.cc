@@ -4,6 +4,7 @@
 //
 // usage: layout_bench [--pairs N] [--steps N] [--json]
 #include <algorithm>
+#include <charconv>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -129,6 +130,13 @@ int Run(int pairs, std::int64_t steps, bool json) {
   return 0;
 }
 
+// The number behind a flag; `fallback` where it is none.
+std::int64_t NumberOf(std::string_view text, std::int64_t fallback) {
+  std::int64_t value = fallback;
+  std::from_chars(text.data(), text.data() + text.size(), value);
+  return value;
+}
+
 }  // namespace
 }  // namespace paceline
 
@@ -141,9 +149,9 @@ int main(int argc, char** argv) {
     if (argument == "--json") {
       json = true;
     } else if (i + 1 < argc && argument == "--pairs") {
-      pairs = std::max(1, std::atoi(argv[++i]));
+      pairs = static_cast<int>(std::max<std::int64_t>(1, paceline::NumberOf(argv[++i], pairs)));
     } else if (i + 1 < argc && argument == "--steps") {
-      steps = std::max(4, std::atoi(argv[++i]));
+      steps = std::max<std::int64_t>(4, paceline::NumberOf(argv[++i], steps));
     } else {
       std::fprintf(stderr, "usage: layout_bench [--pairs N] [--steps N] [--json]\n");
       return 2;

@@ -59,10 +59,17 @@ TEST(PlannerTest, ABatchThatDoesNotSplitIsRefusedWithTheNumbers) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("a multiple of 6"));
 }
 
-TEST(PlannerTest, LayoutsOfLaterVersionsAreRefused) {
-  RunFile file = FileOf(2, 2);
-  file.layout.pipeline = 2;
-  EXPECT_EQ(LayoutFor(file).status().code(), absl::StatusCode::kInvalidArgument);
+TEST(PlannerTest, TheLayoutIsTheRunFiles) {
+  RunFile file = FileOf(2, 4);
+  file.layout = {.pipeline = 2, .schedule = "zero-bubble", .expert = 2, .zero = 1};
+  const absl::StatusOr<v1::Layout> layout = LayoutFor(file);
+  ASSERT_TRUE(layout.ok()) << layout.status();
+  EXPECT_EQ(layout->pipeline(), 2);
+  EXPECT_EQ(layout->data(), 4);
+  EXPECT_EQ(layout->expert(), 2);
+  EXPECT_EQ(layout->schedule(), "zero-bubble");
+  EXPECT_EQ(layout->virtual_stages(), 1);
+  EXPECT_TRUE(layout->shard_optimizer());
 }
 
 }  // namespace

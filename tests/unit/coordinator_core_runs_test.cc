@@ -360,104 +360,6 @@ TEST(RunsTest, ResumeOfARunThatIsHeardOfIsRefused) {
   EXPECT_EQ(cluster.Last<AnswerCall>()[0].status.code(), absl::StatusCode::kAlreadyExists);
 }
 
-TEST(RunsTest, ALostNodeEndsTheGenerationEverywhereByName) {
-  Cluster cluster;
-  cluster.StartFourRanks(100);
-  cluster.Progress(0, 0, 3);
-  cluster.Run(seconds(10), {0});
-  EXPECT_EQ(cluster.Status().state(), v1::RUN_STATE_FAILED);
-  EXPECT_THAT(cluster.Status().reason(), HasSubstr("node-1 was silent"));
-  EXPECT_TRUE(cluster.Status().retryable());
-  EXPECT_EQ(cluster.Facts(v1::Fact::kGenerationEnded).size(), 1u);
-}
-
-TEST(RunsTest, TheRankThatDiedIsNamedNotTheSurvivorThatSpokeFirst) {
-  Cluster cluster;
-  cluster.StartFourRanks(100);
-  cluster.Fail(0, FailureOf(cluster, 0, absl::StatusCode::kUnavailable, "rank 3 hung up"));
-  EXPECT_EQ(cluster.Status().state(), v1::RUN_STATE_STARTING);
-  v1::RankFailed died = FailureOf(cluster, 3, absl::StatusCode::kOk, "");
-  died.set_signal(11);
-  cluster.Fail(1, died);
-  EXPECT_EQ(cluster.Status().failure().rank(), 3);
-  EXPECT_THAT(cluster.Status().reason(), HasSubstr("SIGSEGV"));
-}
-
-TEST(RunsTest, ASurvivorsWordStandsWhenNoCauseFollows) {
-  Cluster cluster;
-  cluster.StartFourRanks(100);
-  cluster.Fail(0, FailureOf(cluster, 0, absl::StatusCode::kDeadlineExceeded, "all_reduce: 120 s"));
-  cluster.Run(seconds(4), {0, 1});
-  EXPECT_EQ(cluster.Status().state(), v1::RUN_STATE_STARTING);
-  cluster.Run(seconds(1), {0, 1});
-  EXPECT_EQ(cluster.Status().state(), v1::RUN_STATE_FAILED);
-  EXPECT_EQ(cluster.Status().reason(), "rank 0 on node-0 failed: all_reduce: 120 s");
-}
-
-// An agent's death takes its ranks along, and nobody is left to tell of them.
-TEST(RunsTest, TheNodeThatDiedIsNamedNotTheSurvivorsThatBlameItsRanks) {
-  Cluster cluster;
-  cluster.StartFourRanks(100);
-  cluster.Fail(0, FailureOf(cluster, 0, absl::StatusCode::kUnavailable, "rank 3 is gone"));
-  cluster.Fail(0, FailureOf(cluster, 1, absl::StatusCode::kUnavailable, "rank 2 is gone"));
-  cluster.Run(seconds(5), {0});
-  EXPECT_EQ(cluster.Status().state(), v1::RUN_STATE_FAILED);
-  EXPECT_THAT(cluster.Status().reason(), HasSubstr("node-1 was silent"));
-}
-
-TEST(RunsTest, RanksThatAllBlameEachOtherAreNotWaitedFor) {
-  Cluster cluster;
-  cluster.StartFourRanks(100);
-  for (const int rank : {2, 3, 0}) {
-    cluster.Fail(rank / 2, FailureOf(cluster, rank, absl::StatusCode::kUnavailable, "a peer"));
-    EXPECT_EQ(cluster.Status().state(), v1::RUN_STATE_STARTING);
-  }
-  cluster.Fail(0, FailureOf(cluster, 1, absl::StatusCode::kUnavailable, "a peer"));
-  EXPECT_EQ(cluster.Status().reason(), "rank 2 on node-1 failed: a peer");
-}
-
-TEST(RunsTest, RetryableTellsCrashesFromMistakes) {
-  v1::RankFailed failure;
-  failure.set_signal(6);
-  failure.set_status_code(static_cast<int>(absl::StatusCode::kInvalidArgument));
-  EXPECT_TRUE(IsRetryable(failure));
-  failure.set_signal(0);
-  EXPECT_FALSE(IsRetryable(failure));
-  for (const absl::StatusCode code :
-       {absl::StatusCode::kDataLoss, absl::StatusCode::kFailedPrecondition,
-        absl::StatusCode::kInternal, absl::StatusCode::kNotFound}) {
-    failure.set_status_code(static_cast<int>(code));
-    EXPECT_FALSE(IsRetryable(failure)) << code;
-  }
-  for (const absl::StatusCode code :
-       {absl::StatusCode::kOk, absl::StatusCode::kUnavailable, absl::StatusCode::kDeadlineExceeded,
-        absl::StatusCode::kResourceExhausted}) {
-    failure.set_status_code(static_cast<int>(code));
-    EXPECT_TRUE(IsRetryable(failure)) << code;
-  }
-}
-
-TEST(RunsTest, LongTextsOfAFailureAreCut) {
-  v1::RankFailed failure;
-  failure.set_error(std::string(100'000, 'e'));
-  for (int i = 0; i < 80; ++i) failure.add_stderr_tail(absl::StrCat(i, std::string(5000, 's')));
-  const v1::RankFailed bounded = Bounded(failure);
-  EXPECT_LE(bounded.ByteSizeLong(), 120'000u);
-  ASSERT_EQ(bounded.stderr_tail_size(), 50);
-  EXPECT_THAT(bounded.stderr_tail(0), testing::StartsWith("30sss"));
-}
-
-TEST(RunsTest, ARankThatIsNotReadyInTimeIsNamed) {
-  Cluster cluster;
-  cluster.Submit(SubmissionOf("submit", RunFileText(2, 2, 100)));
-  cluster.Register(0);
-  cluster.Register(1);
-  for (int rank = 0; rank < 3; ++rank) cluster.Ready(rank / 2, rank);
-  cluster.Run(seconds(121), {0, 1});
-  EXPECT_EQ(cluster.Status().state(), v1::RUN_STATE_FAILED);
-  EXPECT_THAT(cluster.Status().reason(), HasSubstr("rank 3 on node-1 was not ready within 120 s"));
-}
-
 TEST(RunsTest, ADamagedCheckpointIsLeftForTheOneBefore) {
   Cluster cluster;
   cluster.StartFourRanks(100);
@@ -595,22 +497,6 @@ TEST(RunsTest, AWindowRequestIsAnsweredAgainWithWhatWasGranted) {
   message.mutable_window_request()->set_until_step(1'000'000'000);
   cluster.Say(0, message);
   EXPECT_EQ(cluster.TheRun().GrantedUntil(), 100'000);
-}
-
-TEST(RunsTest, WorkersGoneWithoutAWordEndTheGeneration) {
-  Cluster cluster;
-  cluster.StartFourRanks(100);
-  cluster.Gone(1, 1);
-  EXPECT_EQ(cluster.Status().state(), v1::RUN_STATE_FAILED);
-  EXPECT_THAT(cluster.Status().reason(), HasSubstr("rank 2 on node-1"));
-}
-
-TEST(RunsTest, ARankThatFinishesWhereItCannotFailsTheRun) {
-  Cluster cluster;
-  cluster.StartFourRanks(100);
-  cluster.Finish(0, 0, 57);
-  EXPECT_EQ(cluster.Status().state(), v1::RUN_STATE_FAILED);
-  EXPECT_FALSE(cluster.Status().retryable());
 }
 
 }  // namespace
