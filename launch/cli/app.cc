@@ -60,6 +60,7 @@ void AddVerbs(CLI::App& app, Invocation& invocation) {
   AddStopVerb(app, invocation);
   AddResumeVerb(app, invocation);
   AddGenerateVerb(app, invocation);
+  AddCheckpointVerbs(app, invocation);
   AddPlanVerb(app, invocation);
   AddVersionVerb(app, invocation);
   AddCompletionVerb(app, invocation);

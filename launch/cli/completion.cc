@@ -78,6 +78,15 @@ std::vector<std::string> VerbsBelow(const std::vector<Node>& nodes,
   return names;
 }
 
+// The verbs that are followed by one of their own, as a pattern of bash and zsh: "data|checkpoint".
+std::string GroupPattern(const std::vector<Node>& nodes) {
+  std::vector<std::string> groups;
+  for (const Node& node : nodes) {
+    if (!VerbsBelow(nodes, node.path).empty()) groups.push_back(node.path.back());
+  }
+  return Joined(groups, "|");
+}
+
 std::string BashScript(const std::vector<Node>& nodes) {
   std::string script =
       "# bash completion for paceline:  source <(paceline completion bash)\n"
@@ -88,7 +97,9 @@ std::string BashScript(const std::vector<Node>& nodes) {
       "    word=${COMP_WORDS[i]}\n"
       "    [[ $word == -* ]] && break\n"
       "    path=\"${path:+$path }$word\"\n"
-      "    [[ $path == data ]] || break\n"
+      "    [[ $path == @(" +
+      GroupPattern(nodes) +
+      ") ]] || break\n"
       "  done\n"
       "  case $previous in\n"
       "    -o) COMPREPLY=($(compgen -W 'text json' -- \"$current\")); return ;;\n"
@@ -124,7 +135,9 @@ std::string ZshScript(const std::vector<Node>& nodes) {
       "# zsh completion for paceline:  source <(paceline completion zsh)\n"
       "_paceline() {\n"
       "  local verb=${words[2]}\n"
-      "  [[ $verb == data && CURRENT -gt 3 ]] && verb=\"$verb ${words[3]}\"\n"
+      "  [[ $verb == (" +
+      GroupPattern(nodes) +
+      ") && CURRENT -gt 3 ]] && verb=\"$verb ${words[3]}\"\n"
       "  if (( CURRENT == 2 )); then\n"
       "    local -a verbs=(\n";
   for (const Node& node : nodes) {

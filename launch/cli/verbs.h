@@ -29,6 +29,7 @@ void AddShowVerb(CLI::App& app, Invocation& invocation);
 void AddLogsVerb(CLI::App& app, Invocation& invocation);
 void AddStopVerb(CLI::App& app, Invocation& invocation);
 void AddGenerateVerb(CLI::App& app, Invocation& invocation);
+void AddCheckpointVerbs(CLI::App& app, Invocation& invocation);
 void AddPlanVerb(CLI::App& app, Invocation& invocation);
 void AddVersionVerb(CLI::App& app, Invocation& invocation);
 void AddCompletionVerb(CLI::App& app, Invocation& invocation);

@@ -121,6 +121,7 @@ TEST_F(CliTest, EveryVerbHasHelpWithExamplesAndTakesRunDir) {
     EXPECT_THAT(output.out, HasSubstr("--run-dir")) << verb;
   }
   EXPECT_THAT(Run({"data", "prepare", "--help"}).out, HasSubstr("--run-dir"));
+  EXPECT_THAT(Run({"checkpoint", "export", "--help"}).out, HasSubstr("--run-dir"));
 }
 
 TEST_F(CliTest, VersionIsJsonThatParses) {
@@ -142,6 +143,7 @@ TEST_F(CliTest, BashCompletionCompletesVerbsAndFlags) {
              "echo \"${COMPREPLY[*]}\"; }\n"
              "complete_line paceline res\n"
              "complete_line paceline data pre\n"
+             "complete_line paceline checkpoint ver\n"
              "complete_line paceline logs --fol\n"
              "complete_line paceline show lat\n"
              "complete_line paceline completion zs\n");
@@ -150,7 +152,7 @@ TEST_F(CliTest, BashCompletionCompletesVerbsAndFlags) {
                                  .log_path = folder_ / "tried"});
   ASSERT_TRUE(process.ok()) << process.status();
   ASSERT_TRUE((*process)->WaitFor(std::chrono::seconds(30)).has_value());
-  EXPECT_EQ(ReadWhole(folder_ / "tried"), "resume\nprepare\n--follow\nlatest\nzsh\n");
+  EXPECT_EQ(ReadWhole(folder_ / "tried"), "resume\nprepare\nverify\n--follow\nlatest\nzsh\n");
 }
 
 TEST_F(CliTest, ZshAndFishCompletionNameTheVerbs) {

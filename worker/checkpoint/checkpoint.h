@@ -72,7 +72,7 @@ class CheckpointReader {
   // file. kInvalidArgument: no such tensor, or another shape.
   absl::Status Read(const std::string& name, std::span<const std::int64_t> start,
                     std::span<const std::int64_t> shape, std::span<float> out) const;
-  // Checks every digest of every part.
+  // Checks every digest of every part, and that a folder called step-N holds step N.
   absl::Status Verify() const;
 
  private:

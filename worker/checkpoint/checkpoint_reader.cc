@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <filesystem>
 #include <map>
 #include <numeric>
 #include <utility>
@@ -99,9 +100,10 @@ struct Tensor {
 };
 
 absl::Status WrongDigest(const Slice& slice, const std::string& digest) {
-  return absl::DataLossError(slice.path + ": tensor \"" + slice.info->name + "\": digest is " +
-                             digest + ", the manifest says " + slice.info->digest +
-                             "; the file is damaged, so use an earlier checkpoint");
+  return absl::DataLossError(
+      slice.path + ": tensor \"" + slice.info->name + "\": digest is " + digest +
+      ", the manifest says " + slice.info->digest +
+      "; the file is damaged or of another step, so use an earlier checkpoint");
 }
 
 absl::Status VerifySlice(Slice& slice) {
@@ -286,6 +288,13 @@ absl::Status CheckpointReader::Read(const std::string& name, std::span<const std
 }
 
 absl::Status CheckpointReader::Verify() const {
+  const std::string folder = std::filesystem::path(impl_->folder + "/").parent_path().filename();
+  const std::string expected = CheckpointFolderName(impl_->manifest.step);
+  if (folder.size() == expected.size() && folder.starts_with("step-") && folder != expected) {
+    return absl::DataLossError(impl_->folder + "/manifest.json: is of step " +
+                               std::to_string(impl_->manifest.step) +
+                               ", the folder is another step's; use an earlier checkpoint");
+  }
   for (auto& [name, tensor] : impl_->tensors) {
     std::int64_t covered = 0;
     for (Slice& slice : tensor.slices) {

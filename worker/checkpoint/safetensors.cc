@@ -103,8 +103,10 @@ std::string SafetensorsName(const TensorSliceInfo& slice) {
   return name + "]";
 }
 
-absl::StatusOr<std::string> BuildSafetensorsHeader(std::span<const TensorSliceInfo> slices) {
-  std::string text = R"({"__metadata__":{"format":"paceline"})";
+absl::StatusOr<std::string> BuildSafetensorsHeader(std::span<const TensorSliceInfo> slices,
+                                                   const std::string& format) {
+  std::string text =
+      "{" + json(kMetadataKey).dump() + ":" + json::object({{"format", format}}).dump();
   std::set<std::string> names = {kMetadataKey};
   std::int64_t end = 0;
   for (const TensorSliceInfo& slice : slices) {

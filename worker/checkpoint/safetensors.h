@@ -39,9 +39,10 @@ std::string SafetensorsName(const TensorSliceInfo& slice);
 
 // Length and header of a file that holds the slices in this order, padded with spaces so that
 // the data begins at a multiple of 64 bytes. A function of the slices alone: a reader that knows
-// them can tell whether one bit of the header has changed. kInvalidArgument: a slice is
-// impossible, or two have one name.
-absl::StatusOr<std::string> BuildSafetensorsHeader(std::span<const TensorSliceInfo> slices);
+// them can tell whether one bit of the header has changed. `format` is the metadata's, for readers
+// that ask who wrote the file. kInvalidArgument: a slice is impossible, or two have one name.
+absl::StatusOr<std::string> BuildSafetensorsHeader(std::span<const TensorSliceInfo> slices,
+                                                   const std::string& format = "paceline");
 
 // `start`: the file's first bytes, at least the whole header; `file_bytes`: the file's size.
 // kDataLoss: says what is wrong.
