@@ -26,11 +26,8 @@ class CheckpointVerbsTest : public ::testing::Test {
  protected:
   CheckpointVerbsTest() { Write(); }
 
-  void Write() {
-    std::filesystem::remove_all(Step());
-    WriteSmallCheckpoint(Step(), SmallSigmoid(), 3);
-  }
-  std::string Step() { return folder_ / "checkpoints/step-00000003"; }
+  void Write() { WriteSmallCheckpoint(Step(), SmallSigmoid(), 3); }
+  std::string Step() { return folder_ / "checkpoints/step-00000003-g1"; }
   std::string Part(int rank) {
     return Step() + "/rank-0000" + std::to_string(rank) + ".safetensors";
   }
@@ -110,7 +107,7 @@ TEST_F(CheckpointVerbsTest, VerifyNamesWhatIsDamagedAndEndsWithSeventy) {
 }
 
 TEST_F(CheckpointVerbsTest, PartsAndManifestsOfAnotherStepAreRefusedByName) {
-  const std::string other = folder_ / "checkpoints/step-00000004";
+  const std::string other = folder_ / "checkpoints/step-00000004-g1";
   ModelSection model = SmallSigmoid();
   WriteSmallCheckpoint(other, model, 4);
   // The same tensors with other values, as a later step leaves them.
@@ -124,7 +121,7 @@ TEST_F(CheckpointVerbsTest, PartsAndManifestsOfAnotherStepAreRefusedByName) {
   std::filesystem::copy_file(other + "/manifest.json", Step() + "/manifest.json",
                              std::filesystem::copy_options::overwrite_existing);
   EXPECT_EQ(Run({"verify", Step()}), 70);
-  EXPECT_THAT(err_, AllOf(HasSubstr("step-00000003/manifest.json"), HasSubstr("step 4")));
+  EXPECT_THAT(err_, AllOf(HasSubstr("step-00000003-g1/manifest.json"), HasSubstr("step 4")));
 }
 
 TEST_F(CheckpointVerbsTest, FoldersWithoutACheckpointEndWithTwo) {

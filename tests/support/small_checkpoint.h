@@ -50,7 +50,8 @@ inline float SmallValue(const std::string& name, std::int64_t index) {
          static_cast<float>(index) / 7.0f;
 }
 
-// Writes it to `folder`; tensors of more than one dimension are halved by rows.
+// Writes it to `folder`, in place of what was there; tensors of more than one dimension are halved
+// by rows.
 inline void WriteSmallCheckpoint(const std::string& folder, const ModelSection& model,
                                  std::int64_t step) {
   RunFile run_file;
@@ -70,6 +71,7 @@ inline void WriteSmallCheckpoint(const std::string& folder, const ModelSection& 
   manifest.run_file = ToToml(run_file);
   std::vector<TensorShape> tensors = ModelTensors(model);
   for (TensorShape& buffer : ModelStateBuffers(model)) tensors.push_back(std::move(buffer));
+  std::filesystem::remove_all(folder);
   std::filesystem::create_directories(folder);
   for (int rank = 0; rank < 2; ++rank) {
     std::vector<TensorSliceInfo> slices;

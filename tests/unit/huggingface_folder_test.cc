@@ -44,8 +44,8 @@ class HuggingFaceFolderTest : public ::testing::Test {
  protected:
   // A checkpoint of `model`, opened.
   const CheckpointReader& Checkpoint(const ModelSection& model) {
-    WriteSmallCheckpoint(folder_ / "step-00000003", model, 3);
-    auto reader = CheckpointReader::Open(folder_ / "step-00000003");
+    WriteSmallCheckpoint(folder_ / "step-00000003-g1", model, 3);
+    auto reader = CheckpointReader::Open(folder_ / "step-00000003-g1");
     EXPECT_TRUE(reader.ok()) << reader.status();
     reader_ = *std::move(reader);
     return *reader_;
@@ -168,19 +168,19 @@ TEST_F(HuggingFaceFolderTest, WhatStandsAtTheOutputStaysUnlessItIsAnExportToRepl
   EXPECT_EQ(Listing(folder_ / "out"), before);
   ASSERT_TRUE(ExportTo("out", {.replace = true}).ok());
   EXPECT_THAT(Listing(folder_ / "out"), ElementsAre("config.json", "model.safetensors"));
-  EXPECT_THAT(Listing(folder_.path()), ElementsAre("mine", "out", "step-00000003"));
+  EXPECT_THAT(Listing(folder_.path()), ElementsAre("mine", "out", "step-00000003-g1"));
 }
 
 TEST_F(HuggingFaceFolderTest, DamagedCheckpointIsRefusedAndLeavesNothing) {
   Checkpoint(SmallDense());
-  const std::string part = folder_ / "step-00000003/rank-00001.safetensors";
+  const std::string part = folder_ / "step-00000003-g1/rank-00001.safetensors";
   std::string bytes = ReadWhole(part);
   bytes[bytes.size() - 5] ^= 1;
   WriteWhole(part, bytes);
   const auto exported = ExportTo("out");
   EXPECT_EQ(exported.status().code(), absl::StatusCode::kDataLoss);
   EXPECT_THAT(std::string(exported.status().message()), HasSubstr("rank-00001.safetensors"));
-  EXPECT_THAT(Listing(folder_.path()), ElementsAre("step-00000003"));
+  EXPECT_THAT(Listing(folder_.path()), ElementsAre("step-00000003-g1"));
 }
 
 TEST_F(HuggingFaceFolderTest, ModelsAndOptionsThatDoNotFitAreRefused) {
