@@ -293,7 +293,7 @@ void AddInspect(CLI::App& group, Invocation& invocation) {
             {.name = "inspect",
              .help = "Say what a checkpoint holds: run, step, parts, tensors and their slices",
              .examples = {"paceline checkpoint inspect runs/RUN/checkpoints",
-                          "paceline checkpoint inspect runs/RUN/checkpoints/step-00000300 -o "
+                          "paceline checkpoint inspect runs/RUN/checkpoints/step-00000300-g1 -o "
                           "json"}},
             *options);
   AddFolderArgument(verb, options->folder);
@@ -306,7 +306,7 @@ void AddVerify(CLI::App& group, Invocation& invocation) {
   Verb verb(group, invocation,
             {.name = "verify",
              .help = "Read all of a checkpoint and compare every digest",
-             .examples = {"paceline checkpoint verify runs/RUN/checkpoints/step-00000300"}},
+             .examples = {"paceline checkpoint verify runs/RUN/checkpoints/step-00000300-g1"}},
             *options);
   AddFolderArgument(verb, options->folder);
   verb.OutputForm();
@@ -315,14 +315,15 @@ void AddVerify(CLI::App& group, Invocation& invocation) {
 
 void AddExport(CLI::App& group, Invocation& invocation) {
   auto options = std::make_shared<ExportVerb>();
-  Verb verb(group, invocation,
-            {.name = "export",
-             .help = "Write a checkpoint's weights as a folder that other programs load",
-             .examples = {"paceline checkpoint export runs/RUN/checkpoints --format huggingface "
-                          "--output my-model",
-                          "paceline checkpoint export runs/RUN/checkpoints/step-00000300 --output "
-                          "my-model --dtype bfloat16 --tokenizer tokenizer.json"}},
-            *options);
+  Verb verb(
+      group, invocation,
+      {.name = "export",
+       .help = "Write a checkpoint's weights as a folder that other programs load",
+       .examples = {"paceline checkpoint export runs/RUN/checkpoints --format huggingface "
+                    "--output my-model",
+                    "paceline checkpoint export runs/RUN/checkpoints/step-00000300-g1 --output "
+                    "my-model --dtype bfloat16 --tokenizer tokenizer.json"}},
+      *options);
   AddFolderArgument(verb, options->folder);
   verb.Text("--format", options->format, "FORMAT", "huggingface: config.json and safetensors");
   verb.Text("--output", options->exported.output, "OUT", "Folder to make", Verb::kRequired);
