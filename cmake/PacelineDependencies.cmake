@@ -14,19 +14,16 @@ find_package(PkgConfig REQUIRED)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
 pkg_check_modules(HTTPLIB REQUIRED IMPORTED_TARGET cpp-httplib)
 pkg_check_modules(SENTENCEPIECE REQUIRED IMPORTED_TARGET sentencepiece)
-# oneDNN's own CMake package asks for OpenCL's headers, which nothing here needs.
-find_path(DNNL_INCLUDE_DIR dnnl.h REQUIRED)
-find_library(DNNL_LIBRARY dnnl REQUIRED)
-add_library(paceline_dnnl INTERFACE)
-target_include_directories(paceline_dnnl INTERFACE ${DNNL_INCLUDE_DIR})
-target_link_libraries(paceline_dnnl INTERFACE ${DNNL_LIBRARY})
-find_package(OpenMP REQUIRED COMPONENTS CXX)
 find_package(Gloo REQUIRED)
 if(PACELINE_TESTS)
   find_package(GTest REQUIRED)
   find_package(benchmark REQUIRED)
-  # Only to compare with (tests/bench/gemm_bench.cc).
-  pkg_check_modules(OPENBLAS REQUIRED IMPORTED_TARGET openblas)
+  # Only to compare with (tests/bench/gemm_bench.cc), so left out where they are not installed.
+  # oneDNN's own CMake package asks for OpenCL's headers, which nothing here needs.
+  pkg_check_modules(OPENBLAS IMPORTED_TARGET openblas)
+  find_path(DNNL_INCLUDE_DIR dnnl.h)
+  find_library(DNNL_LIBRARY dnnl)
+  find_package(OpenMP COMPONENTS CXX)
 endif()
 
 # CUDA is optional: where nvcc is found, the GPU kernels are compiled too.

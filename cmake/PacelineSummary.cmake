@@ -1,6 +1,5 @@
 message(STATUS "Paceline ${PROJECT_VERSION} (${CMAKE_BUILD_TYPE})")
 message(STATUS "  sanitizer:  ${PACELINE_SANITIZER}")
-message(STATUS "  CPU math:   oneDNN (${DNNL_LIBRARY})")
 message(STATUS "  transports: gloo")
 if(PACELINE_CUDA_FOUND)
   message(STATUS "  CUDA:       ${CMAKE_CUDA_COMPILER_VERSION}, kernels compiled for ${CMAKE_CUDA_ARCHITECTURES}")

@@ -1,17 +1,23 @@
-// float32 matrix products of the models Paceline trains on a CPU, by the two libraries that could
-// serve them, one thread each. docs/decisions/cpu-matrix-products.md has the figures and the
-// command. Arguments: tokens, output features, input features of a linear layer.
+// float32 matrix products of the models Paceline trains on a CPU, by its own kernel and by those of
+// oneDNN and OpenBLAS that were found when this was configured, one thread each.
+// docs/decisions/cpu-matrix-products.md has the figures and the command. Arguments: tokens, output
+// features, input features of a linear layer.
 #include <benchmark/benchmark.h>
+#ifdef PACELINE_OPENBLAS
 #include <cblas.h>
+#endif
+#ifdef PACELINE_DNNL
 #include <dnnl.h>
 #include <omp.h>
+#endif
 
 #include <cstdint>
 #include <vector>
 
+#include "worker/kernels/cpu/sgemm.h"
+
 namespace {
 
-enum class Library { kOpenBlas, kOneDnn };
 enum class Pass { kForward, kInputGradient, kWeightGradient };
 
 struct Operands {
@@ -32,25 +38,42 @@ Operands OperandsOf(Pass pass, std::int64_t tokens, std::int64_t out, std::int64
   return {out, in, tokens, true, false};
 }
 
-template <Library library, Pass pass>
-void Product(benchmark::State& state) {
-  openblas_set_num_threads(1);
+using Multiply = void (*)(const Operands& o, float* c, const float* a, const float* b);
+
+void Paceline(const Operands& o, float* c, const float* a, const float* b) {
+  paceline::kernels::cpu::Sgemm(c, a, b, o.m, o.n, o.k,
+                                {.transpose_a = o.transpose_a,
+                                 .transpose_b = o.transpose_b,
+                                 .lda = o.transpose_a ? o.m : o.k,
+                                 .ldb = o.transpose_b ? o.k : o.n,
+                                 .ldc = o.n});
+}
+
+#ifdef PACELINE_DNNL
+void OneDnn(const Operands& o, float* c, const float* a, const float* b) {
   omp_set_num_threads(1);
+  dnnl_sgemm(o.transpose_a ? 'T' : 'N', o.transpose_b ? 'T' : 'N', o.m, o.n, o.k, 1.0f, a,
+             o.transpose_a ? o.m : o.k, b, o.transpose_b ? o.k : o.n, 0.0f, c, o.n);
+}
+#endif
+
+#ifdef PACELINE_OPENBLAS
+void OpenBlas(const Operands& o, float* c, const float* a, const float* b) {
+  openblas_set_num_threads(1);
+  cblas_sgemm(CblasRowMajor, o.transpose_a ? CblasTrans : CblasNoTrans,
+              o.transpose_b ? CblasTrans : CblasNoTrans, o.m, o.n, o.k, 1.0f, a,
+              o.transpose_a ? o.m : o.k, b, o.transpose_b ? o.k : o.n, 0.0f, c, o.n);
+}
+#endif
+
+template <Multiply multiply, Pass pass>
+void Product(benchmark::State& state) {
   const Operands o = OperandsOf(pass, state.range(0), state.range(1), state.range(2));
   const std::vector<float> a(o.m * o.k, 0.5f);
   const std::vector<float> b(o.k * o.n, 0.25f);
   std::vector<float> c(o.m * o.n);
-  const std::int64_t lda = o.transpose_a ? o.m : o.k;
-  const std::int64_t ldb = o.transpose_b ? o.k : o.n;
   for (auto _ : state) {
-    if constexpr (library == Library::kOpenBlas) {
-      cblas_sgemm(CblasRowMajor, o.transpose_a ? CblasTrans : CblasNoTrans,
-                  o.transpose_b ? CblasTrans : CblasNoTrans, o.m, o.n, o.k, 1.0f, a.data(), lda,
-                  b.data(), ldb, 0.0f, c.data(), o.n);
-    } else {
-      dnnl_sgemm(o.transpose_a ? 'T' : 'N', o.transpose_b ? 'T' : 'N', o.m, o.n, o.k, 1.0f,
-                 a.data(), lda, b.data(), ldb, 0.0f, c.data(), o.n);
-    }
+    multiply(o, c.data(), a.data(), b.data());
     benchmark::DoNotOptimize(c.data());
     benchmark::ClobberMemory();
   }
@@ -76,12 +99,19 @@ void Shapes(benchmark::internal::Benchmark* b) {
   }
 }
 
-BENCHMARK(Product<Library::kOpenBlas, Pass::kForward>)->Apply(Shapes);
-BENCHMARK(Product<Library::kOneDnn, Pass::kForward>)->Apply(Shapes);
-BENCHMARK(Product<Library::kOpenBlas, Pass::kInputGradient>)->Apply(Shapes);
-BENCHMARK(Product<Library::kOneDnn, Pass::kInputGradient>)->Apply(Shapes);
-BENCHMARK(Product<Library::kOpenBlas, Pass::kWeightGradient>)->Apply(Shapes);
-BENCHMARK(Product<Library::kOneDnn, Pass::kWeightGradient>)->Apply(Shapes);
+BENCHMARK(Product<Paceline, Pass::kForward>)->Apply(Shapes);
+BENCHMARK(Product<Paceline, Pass::kInputGradient>)->Apply(Shapes);
+BENCHMARK(Product<Paceline, Pass::kWeightGradient>)->Apply(Shapes);
+#ifdef PACELINE_DNNL
+BENCHMARK(Product<OneDnn, Pass::kForward>)->Apply(Shapes);
+BENCHMARK(Product<OneDnn, Pass::kInputGradient>)->Apply(Shapes);
+BENCHMARK(Product<OneDnn, Pass::kWeightGradient>)->Apply(Shapes);
+#endif
+#ifdef PACELINE_OPENBLAS
+BENCHMARK(Product<OpenBlas, Pass::kForward>)->Apply(Shapes);
+BENCHMARK(Product<OpenBlas, Pass::kInputGradient>)->Apply(Shapes);
+BENCHMARK(Product<OpenBlas, Pass::kWeightGradient>)->Apply(Shapes);
+#endif
 
 }  // namespace
 

@@ -1,13 +1,7 @@
-// A step after the first allocates nothing: not through operator new, not through malloc. The
-// matrix library is not counted: dnnl_sgemm takes its packed panels from malloc on every call and
-// offers no way to hand it memory.
-#include <dlfcn.h>
-
+// A step after the first allocates nothing: not through operator new, not through malloc.
 #include <cerrno>
 #include <cstddef>
 #include <cstdlib>
-#include <cstring>
-#include <new>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -19,11 +13,8 @@ namespace {
 thread_local bool counting = false;
 thread_local int allocations = 0;
 
-void Count(const void* caller) {
-  if (!counting) return;
-  Dl_info library{};
-  if (dladdr(caller, &library) != 0 && std::strstr(library.dli_fname, "libdnnl") != nullptr) return;
-  ++allocations;
+void Count() {
+  if (counting) ++allocations;
 }
 
 }  // namespace
@@ -37,37 +28,27 @@ void* __libc_realloc(void* data, std::size_t bytes);
 void* __libc_memalign(std::size_t alignment, std::size_t bytes);
 
 void* malloc(std::size_t bytes) {
-  Count(__builtin_return_address(0));
+  Count();
   return __libc_malloc(bytes);
 }
 void* calloc(std::size_t count, std::size_t bytes) {
-  Count(__builtin_return_address(0));
+  Count();
   return __libc_calloc(count, bytes);
 }
 void* realloc(void* data, std::size_t bytes) {
-  Count(__builtin_return_address(0));
+  Count();
   return __libc_realloc(data, bytes);
 }
 void* aligned_alloc(std::size_t alignment, std::size_t bytes) {
-  Count(__builtin_return_address(0));
+  Count();
   return __libc_memalign(alignment, bytes);
 }
 int posix_memalign(void** data, std::size_t alignment, std::size_t bytes) {
-  Count(__builtin_return_address(0));
+  Count();
   *data = __libc_memalign(alignment, bytes);
   return *data == nullptr ? ENOMEM : 0;
 }
 }  // extern "C"
-
-// So that the caller of `new` is seen, not libstdc++, which calls malloc for it.
-void* operator new(std::size_t bytes) {
-  Count(__builtin_return_address(0));
-  void* data = __libc_malloc(bytes);
-  if (data == nullptr) throw std::bad_alloc();
-  return data;
-}
-void operator delete(void* data) noexcept { std::free(data); }
-void operator delete(void* data, std::size_t) noexcept { std::free(data); }
 #endif
 
 namespace paceline {

@@ -1,8 +1,9 @@
-// Matrix products, float32, row-major, over the CPU's BLAS. All of them may be empty in any
-// dimension: with k = 0 the product is zero, so C = beta * C.
+// Matrix products, float32, row-major. All of them may be empty in any dimension: with k = 0 the
+// product is zero, so C = beta * C.
 // Invariant: with beta = 0 C is written without being read (a NaN left in it does not survive).
-// Equal input, sizes and leading dimensions give equal bits: the library runs on the calling
-// thread alone and is never asked to use more.
+// An element's bits depend on its row of A, its column of B, alpha, beta and (beta not 0) its old
+// value alone: not on the other rows and columns, nor on strides and transposes (cpu/sgemm.h). So
+// a token's row has equal bits whichever tokens share its batch or its expert.
 // Threading: a call belongs to the stream's thread; several streams may multiply at once.
 #pragma once
 

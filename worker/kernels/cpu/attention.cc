@@ -5,7 +5,6 @@
 #include <limits>
 
 #include "common/check.h"
-#include "common/status.h"
 #include "worker/kernels/cpu/sgemm.h"
 #include "worker/kernels/cpu/vector.h"
 #include "worker/kernels/rowwise_body.h"
@@ -201,20 +200,19 @@ struct ForwardArguments {
   float* workspace;
 };
 
-absl::Status ForwardBlock(const ForwardArguments& args, const Tiles& tiles, const Block& block,
-                          const AttentionShape& shape) {
+void ForwardBlock(const ForwardArguments& args, const Tiles& tiles, const Block& block,
+                  const AttentionShape& shape) {
   const std::int64_t head_dim = shape.head_dim;
   Pack(tiles.queries, args.q, block, shape, shape.q_stride, shape.scale);
-  RETURN_IF_ERROR(cpu::Sgemm(
+  cpu::Sgemm(
       tiles.scores, tiles.queries, args.k + KeyOffset(block, shape, shape.k_stride), block.rows(),
       block.keys, head_dim,
-      {.transpose_b = true, .lda = head_dim, .ldb = shape.k_stride, .ldc = block.row_stride}));
+      {.transpose_b = true, .lda = head_dim, .ldb = shape.k_stride, .ldc = block.row_stride});
   SoftmaxRows(tiles, args.logsumexp, block, shape);
-  RETURN_IF_ERROR(cpu::Sgemm(
-      tiles.outputs, tiles.scores, args.v + KeyOffset(block, shape, shape.v_stride), block.rows(),
-      head_dim, block.keys, {.lda = block.row_stride, .ldb = shape.v_stride, .ldc = head_dim}));
+  cpu::Sgemm(tiles.outputs, tiles.scores, args.v + KeyOffset(block, shape, shape.v_stride),
+             block.rows(), head_dim, block.keys,
+             {.lda = block.row_stride, .ldb = shape.v_stride, .ldc = head_dim});
   Unpack(args.out, tiles.outputs, block, shape, shape.out_stride, 1.0f, tiles.row_values);
-  return absl::OkStatus();
 }
 
 struct BackwardArguments {
@@ -230,8 +228,8 @@ struct BackwardArguments {
   float* workspace;
 };
 
-absl::Status BackwardBlock(const BackwardArguments& args, const Tiles& tiles, const Block& block,
-                           const AttentionShape& shape) {
+void BackwardBlock(const BackwardArguments& args, const Tiles& tiles, const Block& block,
+                   const AttentionShape& shape) {
   const std::int64_t rows = block.rows();
   const std::int64_t head_dim = shape.head_dim;
   const std::int64_t k_offset = KeyOffset(block, shape, shape.k_stride);
@@ -246,25 +244,19 @@ absl::Status BackwardBlock(const BackwardArguments& args, const Tiles& tiles, co
   const GemmOptions to_scores = {.transpose_b = true, .lda = head_dim, .ldc = block.row_stride};
   GemmOptions options = to_scores;
   options.ldb = shape.k_stride;
-  RETURN_IF_ERROR(cpu::Sgemm(tiles.scores, tiles.queries, args.k + k_offset, rows, block.keys,
-                             head_dim, options));
+  cpu::Sgemm(tiles.scores, tiles.queries, args.k + k_offset, rows, block.keys, head_dim, options);
   options.ldb = shape.v_stride;
-  RETURN_IF_ERROR(cpu::Sgemm(tiles.dscores, tiles.outputs, args.v + v_offset, rows, block.keys,
-                             head_dim, options));
+  cpu::Sgemm(tiles.dscores, tiles.outputs, args.v + v_offset, rows, block.keys, head_dim, options);
   SoftmaxBackwardRows(tiles, args.logsumexp, block, shape);
 
   options = {.transpose_a = true, .beta = beta, .lda = block.row_stride, .ldb = head_dim};
   options.ldc = shape.v_stride;
-  RETURN_IF_ERROR(cpu::Sgemm(args.dv + v_offset, tiles.scores, tiles.outputs, block.keys, head_dim,
-                             rows, options));
+  cpu::Sgemm(args.dv + v_offset, tiles.scores, tiles.outputs, block.keys, head_dim, rows, options);
   options.ldc = shape.k_stride;
-  RETURN_IF_ERROR(cpu::Sgemm(args.dk + k_offset, tiles.dscores, tiles.queries, block.keys, head_dim,
-                             rows, options));
-  RETURN_IF_ERROR(cpu::Sgemm(tiles.gradients, tiles.dscores, args.k + k_offset, rows, head_dim,
-                             block.keys,
-                             {.lda = block.row_stride, .ldb = shape.k_stride, .ldc = head_dim}));
+  cpu::Sgemm(args.dk + k_offset, tiles.dscores, tiles.queries, block.keys, head_dim, rows, options);
+  cpu::Sgemm(tiles.gradients, tiles.dscores, args.k + k_offset, rows, head_dim, block.keys,
+             {.lda = block.row_stride, .ldb = shape.k_stride, .ldc = head_dim});
   Unpack(args.dq, tiles.gradients, block, shape, shape.q_stride, shape.scale, nullptr);
-  return absl::OkStatus();
 }
 
 void CheckShape(const AttentionShape& shape) {
@@ -283,17 +275,16 @@ void AttentionForward(Stream& stream, float* out, float* logsumexp, const float*
                       const float* v, float* workspace, const AttentionShape& shape) {
   CheckShape(shape);
   const ForwardArguments args{out, logsumexp, q, k, v, workspace};
-  stream.Enqueue([=]() -> absl::Status {
+  stream.Enqueue([=] {
     const Tiles tiles = CutWorkspace(args.workspace, shape);
     const std::int64_t step = BlockPositions(shape);
     for (std::int64_t b = 0; b < shape.batch; ++b) {
       for (std::int64_t h = 0; h < shape.kv_heads; ++h) {
         for (std::int64_t first = 0; first < shape.sequence; first += step) {
-          RETURN_IF_ERROR(ForwardBlock(args, tiles, MakeBlock(shape, b, h, first), shape));
+          ForwardBlock(args, tiles, MakeBlock(shape, b, h, first), shape);
         }
       }
     }
-    return absl::OkStatus();
   });
 }
 
@@ -302,18 +293,17 @@ void AttentionBackward(Stream& stream, float* dq, float* dk, float* dv, const fl
                        const float* logsumexp, float* workspace, const AttentionShape& shape) {
   CheckShape(shape);
   const BackwardArguments args{dq, dk, dv, dout, q, k, v, out, logsumexp, workspace};
-  stream.Enqueue([=]() -> absl::Status {
+  stream.Enqueue([=] {
     const Tiles tiles = CutWorkspace(args.workspace, shape);
     const std::int64_t step = BlockPositions(shape);
     const std::int64_t last = (shape.sequence - 1) / step * step;
     for (std::int64_t b = 0; b < shape.batch; ++b) {
       for (std::int64_t h = 0; h < shape.kv_heads; ++h) {
         for (std::int64_t first = last; first >= 0; first -= step) {
-          RETURN_IF_ERROR(BackwardBlock(args, tiles, MakeBlock(shape, b, h, first), shape));
+          BackwardBlock(args, tiles, MakeBlock(shape, b, h, first), shape);
         }
       }
     }
-    return absl::OkStatus();
   });
 }
 
