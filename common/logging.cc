@@ -1,5 +1,6 @@
 #include "common/logging.h"
 
+#include <spdlog/async.h>
 #include <spdlog/sinks/rotating_file_sink.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
@@ -15,6 +16,7 @@ namespace {
 
 constexpr std::size_t kFileBytesMax = 64 << 20;
 constexpr std::size_t kOlderFiles = 2;
+constexpr std::size_t kLinesMax = 8192;  // that wait for the background thread
 
 }  // namespace
 
@@ -37,7 +39,15 @@ absl::Status SetUpLogging(const LogOptions& options) {
           absl::StrCat("log file ", options.file, " cannot be written: ", error.what()));
     }
   }
-  auto logger = std::make_shared<spdlog::logger>(options.program, std::move(sink));
+  std::shared_ptr<spdlog::logger> logger;
+  if (options.background) {
+    spdlog::init_thread_pool(kLinesMax, /*thread_count=*/1);
+    logger = std::make_shared<spdlog::async_logger>(options.program, std::move(sink),
+                                                    spdlog::thread_pool(),
+                                                    spdlog::async_overflow_policy::overrun_oldest);
+  } else {
+    logger = std::make_shared<spdlog::logger>(options.program, std::move(sink));
+  }
   logger->set_level(level);
   logger->flush_on(spdlog::level::info);
   logger->set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %-8l %n[%P] %v");

@@ -178,16 +178,22 @@ std::string ToString(const ProcessExit& exit) {
 }
 
 struct Process::Impl {
+  enum class Phase { kStarting, kForking, kRunning, kOver, kCancelled };
+
   explicit Impl(ProcessOptions given)
       : options(std::move(given)), tail(options.stderr_tail_lines) {}
 
-  absl::Status Fork();
+  void Run();
+  absl::Status Begin();
+  absl::Status OpenLog();
+  absl::Status Fork(ChildPlan& plan);
+  absl::Status AwaitExec(int error_fd);
+  void SendLocked(int signal) const { ::kill(options.own_group ? -pid : pid, signal); }
   void Watch();
   void CopyStderr();
   void Reap();
 
   ProcessOptions options;
-  pid_t pid = -1;
   FileDescriptor pid_fd;
   FileDescriptor log;
   FileDescriptor stderr_pipe;  // the reading end
@@ -195,11 +201,38 @@ struct Process::Impl {
 
   mutable std::mutex mutex;
   mutable std::condition_variable ended;
+  Phase phase = Phase::kStarting;
+  pid_t pid = -1;
+  int early_signal = 0;  // asked for before there was a child
   std::optional<ProcessExit> exit;
   LineTail tail;
 };
 
-absl::Status Process::Impl::Fork() {
+void Process::Impl::Run() {
+  const absl::Status status = Begin();
+  {
+    const std::lock_guard lock(mutex);
+    if (phase == Phase::kCancelled) return;
+    phase = status.ok() ? Phase::kRunning : Phase::kOver;
+  }
+  if (options.on_start) {
+    options.on_start(status.ok() ? absl::StatusOr<pid_t>(pid) : absl::StatusOr<pid_t>(status));
+  }
+  if (status.ok()) Watch();
+}
+
+absl::Status Process::Impl::OpenLog() {
+  const std::filesystem::path folder = std::filesystem::path(options.log_path).parent_path();
+  std::error_code ignored;  // the open that follows names what is wrong
+  if (!folder.empty()) std::filesystem::create_directories(folder, ignored);
+  log = FileDescriptor(
+      ::open(options.log_path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644));
+  if (!log.valid()) return ErrnoStatus(errno, "log " + options.log_path);
+  if (!options.log_header.empty()) WriteAll(log.get(), options.log_header + "\n");
+  return absl::OkStatus();
+}
+
+absl::Status Process::Impl::Begin() {
   std::vector<std::string> environment = MergedEnvironment(options.environment);
   ChildPlan plan;
   plan.argv = Pointers(options.argv);
@@ -214,10 +247,7 @@ absl::Status Process::Impl::Fork() {
   plan.null_fd = null.get();
   FileDescriptor stderr_write;
   if (!options.log_path.empty()) {
-    log = FileDescriptor(
-        ::open(options.log_path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644));
-    if (!log.valid()) return ErrnoStatus(errno, "log " + options.log_path);
-    if (!options.log_header.empty()) WriteAll(log.get(), options.log_header + "\n");
+    RETURN_IF_ERROR(OpenLog());
     ASSIGN_OR_RETURN(auto ends, OpenPipe());
     stderr_pipe = std::move(ends[0]);
     stderr_write = std::move(ends[1]);
@@ -227,29 +257,49 @@ absl::Status Process::Impl::Fork() {
   }
   ASSIGN_OR_RETURN(auto error_pipe, OpenPipe());
   plan.error_fd = error_pipe[1].get();
-
-  pid = ::fork();
-  if (pid < 0) return ErrnoStatus(errno, "fork for " + options.argv[0]);
-  if (pid == 0) RunChild(plan);
+  RETURN_IF_ERROR(Fork(plan));
   stderr_write.Close();
   error_pipe[1].Close();
+  return AwaitExec(error_pipe[0].get());
+}
+
+absl::Status Process::Impl::Fork(ChildPlan& plan) {
+  {
+    const std::lock_guard lock(mutex);
+    if (phase == Phase::kCancelled) return absl::CancelledError("");
+    phase = Phase::kForking;
+  }
+  const pid_t child = ::fork();
+  if (child < 0) return ErrnoStatus(errno, "fork for " + options.argv[0]);
+  if (child == 0) RunChild(plan);
+  // The child does this too: whoever comes first, a signal to the group finds it.
+  if (options.own_group) ::setpgid(child, child);
+  const std::lock_guard lock(mutex);
+  pid = child;
+  if (early_signal != 0) SendLocked(early_signal);
+  return absl::OkStatus();
+}
+
+// Waits until the child's program runs. A child killed before that counts as one that ran.
+absl::Status Process::Impl::AwaitExec(int error_fd) {
   int child_error = 0;
   ssize_t got;
   do {
-    got = ::read(error_pipe[0].get(), &child_error, sizeof(child_error));
+    got = ::read(error_fd, &child_error, sizeof(child_error));
   } while (got < 0 && errno == EINTR);
+  absl::Status status;
   if (got == sizeof(child_error)) {
-    ::waitpid(pid, nullptr, 0);
-    return ErrnoStatus(child_error, options.argv[0]);
+    status = ErrnoStatus(child_error, options.argv[0]);
+  } else {
+    pid_fd = FileDescriptor(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+    if (!pid_fd.valid()) status = ErrnoStatus(errno, "pidfd_open (Linux 5.3 or newer is needed)");
   }
-  pid_fd = FileDescriptor(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
-  if (!pid_fd.valid()) {
-    const int error = errno;
-    ::kill(pid, SIGKILL);
-    ::waitpid(pid, nullptr, 0);
-    return ErrnoStatus(error, "pidfd_open (Linux 5.3 or newer is needed)");
-  }
-  return absl::OkStatus();
+  if (status.ok()) return status;
+  const std::lock_guard lock(mutex);
+  phase = Phase::kOver;  // once it is reaped its id may be another process's
+  ::kill(pid, SIGKILL);
+  ::waitpid(pid, nullptr, 0);
+  return status;
 }
 
 void Process::Impl::CopyStderr() {
@@ -263,9 +313,11 @@ void Process::Impl::CopyStderr() {
       return;
     }
     const std::string_view bytes(buffer.data(), static_cast<std::size_t>(got));
+    {
+      const std::lock_guard lock(mutex);
+      tail.Add(bytes);
+    }
     WriteAll(log.get(), bytes);
-    const std::lock_guard lock(mutex);
-    tail.Add(bytes);
   }
 }
 
@@ -300,6 +352,7 @@ void Process::Impl::Reap() {
       result.signal = info.si_status;
     }
     exit = result;
+    phase = Phase::kOver;
   }
   stderr_pipe.Close();
   log.Close();
@@ -307,41 +360,56 @@ void Process::Impl::Reap() {
   if (options.on_exit) options.on_exit(result);
 }
 
-Process::Process(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Process::Process(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
-absl::StatusOr<std::unique_ptr<Process>> Process::Start(ProcessOptions options) {
+absl::StatusOr<std::unique_ptr<Process>> Process::Launch(ProcessOptions options) {
   if (options.argv.empty()) return absl::InvalidArgumentError("argv is empty: name a program");
-  auto impl = std::make_unique<Impl>(std::move(options));
-  std::promise<absl::Status> forked;
-  std::future<absl::Status> result = forked.get_future();
+  auto impl = std::make_shared<Impl>(std::move(options));
   try {
-    impl->thread = std::thread([forked = std::move(forked), impl = impl.get()]() mutable {
-      absl::Status status = impl->Fork();
-      const bool running = status.ok();
-      forked.set_value(std::move(status));
-      if (running) impl->Watch();
-    });
+    impl->thread = std::thread([impl] { impl->Run(); });
   } catch (const std::system_error& error) {
     return absl::ResourceExhaustedError(std::string("no more threads: ") + error.what());
-  }
-  if (absl::Status status = result.get(); !status.ok()) {
-    impl->thread.join();
-    return status;
   }
   return std::unique_ptr<Process>(new Process(std::move(impl)));
 }
 
+absl::StatusOr<std::unique_ptr<Process>> Process::Start(ProcessOptions options) {
+  const auto started = std::make_shared<std::promise<absl::Status>>();
+  options.on_start = [started,
+                      told = std::move(options.on_start)](const absl::StatusOr<pid_t>& result) {
+    if (told) told(result);
+    started->set_value(result.status());
+  };
+  ASSIGN_OR_RETURN(std::unique_ptr<Process> process, Launch(std::move(options)));
+  RETURN_IF_ERROR(started->get_future().get());
+  return process;
+}
+
 Process::~Process() {
+  if (Cancel()) {
+    impl_->thread.detach();
+    return;
+  }
   Kill();
   impl_->thread.join();
 }
 
-pid_t Process::pid() const { return impl_->pid; }
+pid_t Process::pid() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->pid;
+}
+
+bool Process::Cancel() {
+  const std::lock_guard lock(impl_->mutex);
+  if (impl_->phase == Impl::Phase::kStarting) impl_->phase = Impl::Phase::kCancelled;
+  return impl_->phase == Impl::Phase::kCancelled;
+}
 
 void Process::Signal(int signal) {
   const std::lock_guard lock(impl_->mutex);
-  if (impl_->exit.has_value()) return;
-  ::kill(impl_->options.own_group ? -impl_->pid : impl_->pid, signal);
+  if (impl_->phase == Impl::Phase::kOver) return;
+  if (impl_->pid >= 0) return impl_->SendLocked(signal);
+  if (impl_->early_signal != SIGKILL) impl_->early_signal = signal;
 }
 
 std::optional<ProcessExit> Process::exit() const {

@@ -3,12 +3,17 @@
 //   ASSIGN_OR_RETURN(auto child, Process::Start({.argv = {program, "--flag"}, .log_path = log}));
 //   if (!child->WaitFor(5s)) child->Kill();
 //
-// Each Process owns one thread that forks the child, waits for its end (pidfd) and copies its
-// stderr. That the forking thread outlives the child is what makes parent_death_signal sound:
-// the kernel sends it when the *thread* that forked ends, not the process.
+// Each Process owns one thread that opens the log, forks the child, waits for its end (pidfd) and
+// copies its stderr. That the forking thread outlives the child is what makes parent_death_signal
+// sound: the kernel sends it when the *thread* that forked ends, not the process.
+//
+//   starting --> forking --> running --> over
+//      |            '------(not started)---^
+//      '--> cancelled: nothing is forked any more
 // Invariant: a Process that has been destroyed has no living child, and nothing else of the
 // child's process group lives either.
-// Threading: every method is safe from any thread.
+// Threading: every method is safe from any thread. Only Start, WaitFor, Wait and the destructor
+// wait; the destructor for a child that has been killed, never for a file that does not open.
 #pragma once
 
 #include <sys/types.h>
@@ -40,8 +45,8 @@ struct ProcessOptions {
   std::vector<std::string> argv;         // argv[0] is the program's path (no search in PATH)
   std::vector<std::string> environment;  // "NAME=value", on top of this process's own
   std::string working_folder;            // empty: this process's
-  // stdout and stderr are appended to this file (created with mode 0644; its folder must
-  // exist). Empty: both are inherited and stderr_tail() stays empty.
+  // stdout and stderr are appended to this file (created with mode 0644, its folder if need be).
+  // Empty: both are inherited and stderr_tail() stays empty.
   std::string log_path;
   std::string log_header;  // a line written to the log before the child starts; empty: none
   // What the child gets when this process dies, however it dies; 0: nothing, it lives on.
@@ -50,8 +55,11 @@ struct ProcessOptions {
   // process alone, and signals sent here reach the child's children too.
   bool own_group = true;
   std::size_t stderr_tail_lines = 50;
-  // Called once, on the process's own thread, after the child has ended and its stderr has been
-  // read. Must not destroy the Process.
+  // Called once, on the process's own thread: the child's id when its program runs, or why there
+  // is no child (as Start). Must not destroy the Process.
+  std::function<void(const absl::StatusOr<pid_t>&)> on_start;
+  // Called once if the child was started, on the process's own thread, after the child has ended
+  // and its stderr has been read. Must not destroy the Process.
   std::function<void(const ProcessExit&)> on_exit;
 };
 
@@ -60,17 +68,24 @@ class Process {
   // kNotFound, kPermissionDenied: of the program or the log, which the text names. Else as
   // ErrnoStatus (common/files.h), kUnavailable when the system is out of processes.
   static absl::StatusOr<std::unique_ptr<Process>> Start(ProcessOptions options);
+  // Start without the wait for a slow disk or a busy machine: how it went is told to on_start.
+  // kInvalidArgument: no program is named. kResourceExhausted: the system is out of threads.
+  static absl::StatusOr<std::unique_ptr<Process>> Launch(ProcessOptions options);
   // Kills what still lives, waits for its end.
   ~Process();
   Process(const Process&) = delete;
   Process& operator=(const Process&) = delete;
 
+  // -1: not forked yet.
   pid_t pid() const;
-  // Sends `signal` to the child (and its group). Does nothing once the child has ended.
+  // True: the child was not forked yet and never will be, and no callback follows.
+  bool Cancel();
+  // Sends `signal` to the child (and its group), to one that is not forked yet as soon as it is.
+  // Does nothing once the child has ended.
   void Signal(int signal);
   void Kill() { Signal(SIGKILL); }
 
-  // The child's end; nullopt: it lives.
+  // The child's end; nullopt: it lives, or was never started.
   std::optional<ProcessExit> exit() const;
   // Waits for the end at most `timeout`; nullopt: it still lives.
   std::optional<ProcessExit> WaitFor(std::chrono::milliseconds timeout) const;
@@ -81,8 +96,9 @@ class Process {
 
  private:
   struct Impl;
-  explicit Process(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  explicit Process(std::shared_ptr<Impl> impl);
+  // Shared with the thread: a cancelled one may stay in a file that does not open.
+  std::shared_ptr<Impl> impl_;
 };
 
 // The folder this program's executable lies in: where its sibling programs are found.

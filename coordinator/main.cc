@@ -51,7 +51,7 @@ void WaitForEnd(int signals, int broken) {
 
 int main(int argc, char** argv) {
   paceline::CoordinatorOptions options;
-  paceline::LogOptions log{.program = "paceline-coordinator"};
+  paceline::LogOptions log{.program = "paceline-coordinator", .background = true};
 
   CLI::App app("Decides which nodes train which run, commits checkpoints, and keeps the books.");
   app.footer(kExamples);

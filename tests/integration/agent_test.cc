@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstdlib>
@@ -18,6 +19,7 @@
 #include "common/process.h"
 #include "common/token.h"
 #include "tests/support/fake_coordinator.h"
+#include "tests/support/stuck_file.h"
 #include "tests/support/temp_folder.h"
 
 namespace paceline {
@@ -25,6 +27,7 @@ namespace {
 
 using namespace std::chrono_literals;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 constexpr auto kPatience = 20s;  // of the tests: far above what they need, below their limit
 
@@ -301,6 +304,51 @@ TEST_F(AgentTest, NextGenerationAppendsToRecordsAndLogs) {
   EXPECT_THAT(ReadWhole(run_dir_ + "/logs/rank-00000.log"), HasSubstr("generation 2 rank 0"));
 }
 
+// A disk that takes no records: training, heartbeats and the ranks' ends go on.
+TEST_F(AgentTest, StuckRecordsHoldUpNeitherHeartbeatsNorTheRun) {
+  StuckFile steps(run_dir_ + "/steps.jsonl");
+  const auto agent = StartTraining("finish");
+  Await(v1::AgentMessage::kFinished);
+  Await(v1::AgentMessage::kFinished);
+  for (int i = 0; i < 10; ++i) Await(v1::AgentMessage::kHeartbeat);
+  SendEnd(1);
+  Await(v1::AgentMessage::kGone);
+  EXPECT_TRUE(Eventually([&] {
+    const std::string& text = steps.Read();
+    return std::count(text.begin(), text.end(), '\n') == 3;
+  })) << "what waited is written once the disk takes it";
+}
+
+TEST_F(AgentTest, AgentEndsInTimeWithoutTheRecordsOfAStuckDisk) {
+  StuckFile steps(run_dir_ + "/steps.jsonl");
+  const auto agent = StartTraining("finish");
+  Await(v1::AgentMessage::kFinished);
+  agent->Signal(SIGTERM);
+  ASSERT_TRUE(agent->WaitFor(kPatience).has_value());
+  EXPECT_THAT(ReadWhole(folder_ / "agent.log"), HasSubstr("the disk has not taken the last 3"));
+}
+
+// The rank's log is a pipe without a reader, so that starting its worker does not come to an end.
+TEST_F(AgentTest, WorkerWhoseStartHangsHoldsUpNothingAndIsGivenUp) {
+  std::filesystem::create_directories(run_dir_ + "/logs");
+  ASSERT_EQ(::mkfifo((run_dir_ + "/logs/rank-00001.log").c_str(), 0600), 0);
+  const auto agent = StartAgent();
+  Await(v1::AgentMessage::kRegister);
+  SendStart(1, "deaf");
+  EXPECT_EQ(Await(v1::AgentMessage::kReady).ready().rank(), 0);
+  for (int i = 0; i < 10; ++i) Await(v1::AgentMessage::kHeartbeat);
+  SendEnd(1);
+  Await(v1::AgentMessage::kGone);
+
+  // The slot takes the next generation's worker, and the one given up never appears.
+  std::filesystem::rename(run_dir_ + "/logs/rank-00001.log", folder_ / "log-of-the-first");
+  SendStart(2, "deaf");
+  Await(v1::AgentMessage::kReady);
+  Await(v1::AgentMessage::kReady);
+  EXPECT_THAT(ReadWhole(folder_ / "log-of-the-first"), Not(HasSubstr("pid")));
+  EXPECT_GT(PidOfRank(1), 0);
+}
+
 TEST_F(AgentTest, WrongTokenIsBadInput) {
   ASSERT_TRUE(ReadOrMakeToken(folder_ / "other").ok());
   const auto agent = StartAgent("other");
@@ -342,7 +390,7 @@ TEST_F(AgentTest, MetricsOfEveryRankAreServedAndPassPromtool) {
   EXPECT_TRUE((*promtool)->Wait().clean()) << ReadWhole(folder_ / "promtool.log") << body;
   SendEnd(1);
   Await(v1::AgentMessage::kGone);
-  EXPECT_THAT(scrape(), ::testing::Not(HasSubstr("paceline_rank_")));
+  EXPECT_THAT(scrape(), Not(HasSubstr("paceline_rank_")));
 }
 
 }  // namespace

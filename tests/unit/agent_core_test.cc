@@ -177,19 +177,19 @@ TEST_F(AgentCoreTest, PeersAreForwardedOnceAndToLateWorkersToo) {
 TEST_F(AgentCoreTest, StepsAreRecordedWithTheLineagesTokens) {
   Run();
   Says(0, Step(11));
-  const auto lines = Of<AppendStep>(Says(0, Step(12)));
+  const auto lines = Of<AppendRecord>(Says(0, Step(12)));
   ASSERT_EQ(lines.size(), 1u);
-  EXPECT_EQ(lines[0].run_dir, "/runs/run");
+  EXPECT_EQ(lines[0].path, "/runs/run/steps.jsonl");
   EXPECT_THAT(lines[0].line, HasSubstr("\"step\":12"));
   EXPECT_THAT(lines[0].line, HasSubstr("\"tokens\":1200"));
-  EXPECT_TRUE(Of<AppendStep>(Says(1, Step(12))).empty()) << "only rank 0 reports steps";
+  EXPECT_TRUE(Of<AppendRecord>(Says(1, Step(12))).empty()) << "only rank 0 reports steps";
 }
 
 TEST_F(AgentCoreTest, StepsAreRecordedWhileTheCoordinatorIsAway) {
   Run();
   Handle(CoordinatorLost{absl::UnavailableError("gone")});
   const auto actions = Says(0, Step(11));
-  EXPECT_EQ(Of<AppendStep>(actions).size(), 1u);
+  EXPECT_EQ(Of<AppendRecord>(actions).size(), 1u);
   EXPECT_TRUE(Of<TellCoordinator>(actions).empty());
   EXPECT_TRUE(Of<KillWorker>(Advance(1h)).empty());
 }
@@ -217,12 +217,91 @@ TEST_F(AgentCoreTest, HeartbeatCarriesTheLatestProgressAtTheInterval) {
 TEST_F(AgentCoreTest, LastStepReachesTheCoordinatorBeforeTheRanksEnd) {
   Run();
   Says(0, Step(20));
+  Handle(RecordWritten{1, absl::OkStatus()});
   const auto told = Of<TellCoordinator>(Says(0, Finished(1, 0)));
   ASSERT_EQ(told.size(), 3u);
   EXPECT_EQ(told[0].message.heartbeat().progress(0).step().step(), 20);
   EXPECT_FALSE(told[0].newest_only);
   EXPECT_TRUE(told[1].message.has_finished());
   EXPECT_TRUE(told[2].message.has_heartbeat());
+}
+
+// Who hears of a run's end finds its last step in the file.
+TEST_F(AgentCoreTest, RanksEndIsToldWhenItsLastStepIsWritten) {
+  Run();
+  EXPECT_EQ(Of<AppendRecord>(Says(0, Step(19)))[0].number, 1u);
+  EXPECT_EQ(Of<AppendRecord>(Says(0, Step(20)))[0].number, 2u);
+  EXPECT_TRUE(Of<TellCoordinator>(Says(0, Finished(1, 0))).empty());
+  EXPECT_TRUE(Of<TellCoordinator>(Handle(RecordWritten{1, absl::OkStatus()})).empty());
+  EXPECT_EQ(Of<TellCoordinator>(Advance(500ms)).size(), 1u) << "a heartbeat goes on its own time";
+  const auto told = Of<TellCoordinator>(Handle(RecordWritten{2, absl::OkStatus()}));
+  ASSERT_EQ(told.size(), 3u);
+  EXPECT_EQ(told[0].message.heartbeat().progress(0).step().step(), 20);
+  EXPECT_TRUE(told[1].message.has_finished());
+  EXPECT_TRUE(told[2].message.has_heartbeat());
+}
+
+TEST_F(AgentCoreTest, DiskThatTakesTooLongHoldsUpNoFailure) {
+  Run();
+  Says(0, Step(11));
+  EXPECT_TRUE(TellsOf(Ends(1, {.signal = SIGKILL}), v1::AgentMessage::kFailed).empty());
+  EXPECT_TRUE(TellsOf(Advance(999ms), v1::AgentMessage::kFailed).empty());
+  EXPECT_LE(core_.NextDeadline(), now_.steady + 1ms);
+  EXPECT_EQ(TellsOf(Advance(1ms), v1::AgentMessage::kFailed).size(), 1u);
+}
+
+TEST_F(AgentCoreTest, WindowsAreAskedForWithoutWaitingForRecords) {
+  Run();
+  Says(0, Step(11));
+  v1::WorkerMessage request;
+  *request.mutable_window_request()->mutable_key() = Key(1);
+  request.mutable_window_request()->set_until_step(40);
+  EXPECT_EQ(TellsOf(Says(0, request), v1::AgentMessage::kWindowRequest).size(), 1u);
+}
+
+TEST_F(AgentCoreTest, WhatWaitsForRecordsIsToldOnceAfterAReconnect) {
+  Run();
+  Says(0, Step(20));
+  Says(0, Finished(1, 0));
+  Handle(CoordinatorLost{absl::UnavailableError("gone")});
+  EXPECT_TRUE(TellsOf(Register(), v1::AgentMessage::kFinished).empty());
+  const auto actions = Handle(RecordWritten{1, absl::OkStatus()});
+  EXPECT_EQ(TellsOf(actions, v1::AgentMessage::kFinished).size(), 1u);
+}
+
+TEST_F(AgentCoreTest, AgentEndsOnlyWhenItsLastWordsAreTold) {
+  Run();
+  Says(0, Step(11));
+  Handle(ShutdownAsked{"SIGTERM"});
+  Ends(0, {.exit_code = 0});
+  EXPECT_TRUE(Of<EndAgent>(Ends(1, {.exit_code = 0})).empty());
+  const auto actions = Handle(RecordWritten{1, absl::OkStatus()});
+  EXPECT_EQ(TellsOf(actions, v1::AgentMessage::kFailed).size(), 2u);
+  EXPECT_EQ(TellsOf(actions, v1::AgentMessage::kGone).size(), 1u);
+  EXPECT_EQ(Of<EndAgent>(actions).size(), 1u);
+}
+
+TEST_F(AgentCoreTest, LostRecordsAreCountedAndOneThatNeverWaitedAnswersForNoOther) {
+  Run();
+  Says(0, Step(20));
+  Says(0, Finished(1, 0));
+  const auto refused = Handle(RecordWritten{0, absl::ResourceExhaustedError("full")});
+  EXPECT_TRUE(TellsOf(refused, v1::AgentMessage::kFinished).empty());
+  const auto failed = Handle(RecordWritten{1, absl::UnavailableError("no space")});
+  EXPECT_EQ(TellsOf(failed, v1::AgentMessage::kFinished).size(), 1u);
+  EXPECT_EQ(core_.View().counters.record_errors, 2);
+}
+
+TEST_F(AgentCoreTest, WorkerKilledBeforeItWasStartedIsNoFailure) {
+  Register();
+  Told(Start(1));
+  EXPECT_EQ(Of<KillWorker>(Told(End(1))).size(), 2u);
+  Handle(WorkerNotSpawned{0, absl::CancelledError("ended")});
+  const auto actions = Handle(WorkerNotSpawned{1, absl::CancelledError("ended")});
+  EXPECT_TRUE(TellsOf(actions, v1::AgentMessage::kFailed).empty());
+  EXPECT_EQ(TellsOf(actions, v1::AgentMessage::kGone).size(), 1u);
+  EXPECT_EQ(core_.View().counters.workers_failed, 0);
+  EXPECT_EQ(core_.View().counters.workers_ended, 2);
 }
 
 TEST_F(AgentCoreTest, HeartbeatNamesGenerationsWithoutProgressAndThoseThatEnd) {
@@ -309,7 +388,6 @@ TEST_F(AgentCoreTest, EndTellsWorkersKillsTheStubbornAndThenAnswersGone) {
   const auto actions = Ends(1, {.signal = SIGKILL});
   EXPECT_EQ(TellsOf(actions, v1::AgentMessage::kGone).size(), 1u);
   EXPECT_TRUE(TellsOf(actions, v1::AgentMessage::kFailed).empty());
-  EXPECT_EQ(Of<CloseRecords>(actions).size(), 1u);
   EXPECT_TRUE(core_.View().ranks.empty());
 }
 

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <poll.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -98,12 +99,16 @@ TEST_F(ProcessTest, MissingProgramIsNotFoundAndNamed) {
   EXPECT_THAT(std::string(process.status().message()), ::testing::HasSubstr("/no/such/program"));
 }
 
-TEST_F(ProcessTest, LogInAMissingFolderIsNotFoundAndNamed) {
-  const auto process =
-      Process::Start({.argv = {"/bin/true"}, .log_path = Path("missing/rank.log")});
+TEST_F(ProcessTest, FolderOfTheLogIsMade) {
+  Shell("echo out", {.log_path = Path("missing/logs/rank.log")})->Wait();
+  EXPECT_EQ(Read("missing/logs/rank.log"), "out\n");
+}
+
+TEST_F(ProcessTest, LogThatCannotBeMadeIsNamed) {
+  std::ofstream(Path("file")) << "not a folder";
+  const auto process = Process::Start({.argv = {"/bin/true"}, .log_path = Path("file/rank.log")});
   ASSERT_FALSE(process.ok());
-  EXPECT_EQ(process.status().code(), absl::StatusCode::kNotFound);
-  EXPECT_THAT(std::string(process.status().message()), ::testing::HasSubstr("missing/rank.log"));
+  EXPECT_THAT(std::string(process.status().message()), ::testing::HasSubstr("file/rank.log"));
 }
 
 TEST_F(ProcessTest, LogIsAppendedWithAHeaderEachTime) {
@@ -149,6 +154,67 @@ TEST_F(ProcessTest, EndIsToldOnce) {
   std::future<ProcessExit> future = told.get_future();
   ASSERT_EQ(future.wait_for(10s), std::future_status::ready);
   EXPECT_EQ(future.get().exit_code, 7);
+}
+
+// The log is a pipe without a reader: it opens when the test reads it.
+class LaunchTest : public ProcessTest {
+ protected:
+  LaunchTest() { EXPECT_EQ(::mkfifo(Path("log").c_str(), 0600), 0); }
+
+  std::unique_ptr<Process> Launch(const std::string& script) {
+    ProcessOptions options{.argv = {"/bin/sh", "-c", script}, .log_path = Path("log")};
+    options.on_start = [this](const absl::StatusOr<pid_t>& pid) { started_.set_value(pid); };
+    auto process = Process::Launch(std::move(options));
+    EXPECT_TRUE(process.ok()) << process.status();
+    return *std::move(process);
+  }
+  void OpenLog() { reader_.open(Path("log")); }
+
+  std::promise<absl::StatusOr<pid_t>> started_;
+  std::ifstream reader_;
+};
+
+TEST_F(LaunchTest, LaunchWaitsForNoLogAndTellsTheIdLater) {
+  const auto process = Launch("exec sleep 60");
+  EXPECT_EQ(process->pid(), -1);
+  OpenLog();
+  const absl::StatusOr<pid_t> pid = started_.get_future().get();
+  ASSERT_TRUE(pid.ok()) << pid.status();
+  EXPECT_EQ(*pid, process->pid());
+  EXPECT_GT(process->pid(), 0);
+  EXPECT_FALSE(process->Cancel());
+}
+
+TEST_F(LaunchTest, SignalBeforeTheForkReachesTheChild) {
+  const auto process = Launch("exec sleep 60");
+  process->Kill();
+  EXPECT_EQ(process->pid(), -1);
+  OpenLog();
+  const auto exit = process->WaitFor(10s);
+  ASSERT_TRUE(exit.has_value());
+  EXPECT_EQ(exit->signal, SIGKILL);
+}
+
+TEST_F(LaunchTest, CancelledOneIsGivenUpWithoutWaitingAndNeverForked) {
+  auto process = Launch("touch " + Path("ran"));
+  EXPECT_TRUE(process->Cancel());
+  process.reset();
+  OpenLog();
+  std::string line;
+  EXPECT_FALSE(std::getline(reader_, line)) << "the thread has closed the log";
+  EXPECT_FALSE(std::filesystem::exists(Path("ran")));
+  std::future<absl::StatusOr<pid_t>> told = started_.get_future();
+  EXPECT_EQ(told.wait_for(0s), std::future_status::timeout);
+}
+
+TEST_F(LaunchTest, MissingProgramIsTold) {
+  std::promise<absl::Status> told;
+  const auto process = Process::Launch(
+      {.argv = {"/no/such/program"},
+       .on_start = [&](const absl::StatusOr<pid_t>& pid) { told.set_value(pid.status()); }});
+  ASSERT_TRUE(process.ok()) << process.status();
+  EXPECT_EQ(told.get_future().get().code(), absl::StatusCode::kNotFound);
+  (*process)->Kill();
 }
 
 TEST_F(ProcessTest, IgnoredAndBlockedSignalsAreDefaultInTheChild) {

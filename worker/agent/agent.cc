@@ -6,11 +6,9 @@
 
 #include <algorithm>
 #include <atomic>
-#include <filesystem>
+#include <deque>
 #include <future>
-#include <map>
 #include <mutex>
-#include <system_error>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -22,7 +20,7 @@
 #include "worker/agent/agent_core.h"
 #include "worker/agent/coordinator_link.h"
 #include "worker/agent/mailbox.h"
-#include "worker/agent/records.h"
+#include "worker/agent/record_writer.h"
 #include "worker/agent/session_client.h"
 #include "worker/agent/socket_folder.h"
 #include "worker/agent/worker_server.h"
@@ -34,6 +32,8 @@ namespace {
 constexpr std::size_t kMailsMax = 1024;
 constexpr int kSlotsMax = 256;
 constexpr std::chrono::milliseconds kFarewell{1000};
+constexpr std::size_t kRecordsMax = 65536;  // lines that wait for the disk, some 10 MiB
+constexpr std::chrono::milliseconds kLastRecords{5000};
 
 std::string HostName() {
   char name[256] = {};
@@ -73,16 +73,20 @@ struct Agent::Impl {
     AgentEvent event;
     std::shared_ptr<std::promise<bool>> accepted;  // of a Hello
   };
-  struct Records {
-    std::optional<LineFile> steps;
-    std::optional<LineFile> evals;
-  };
+  using Mails = Mailbox<Mail>;
 
   Impl(AgentOptions given, SocketFolder folder, std::uint64_t incarnation_ms)
       : options(std::move(given)),
         incarnation(incarnation_ms),
         socket(std::move(folder)),
         core(options.name, options.slots, incarnation_ms),
+        records(kRecordsMax,
+                [mails = mailbox](std::uint64_t number, absl::Status status) {
+                  if (!status.ok()) {
+                    spdlog::error("a line of the run's records is lost: {}", status.ToString());
+                  }
+                  mails->Push({RecordWritten{number, std::move(status)}, nullptr});
+                }),
         processes(static_cast<std::size_t>(options.slots)) {}
 
   absl::Status Start();
@@ -98,27 +102,28 @@ struct Agent::Impl {
   void Do(const SpawnWorker& action);
   void Do(const TellWorker& action) { server->Send(action.slot, action.command); }
   void Do(const KillWorker& action);
-  void Do(const AppendStep& action);
-  void Do(const AppendEval& action);
-  void Do(const CloseRecords& action) { records.erase(action.run_dir); }
+  void Do(const AppendRecord& action);
   void Do(const EndAgent& action) { end = action; }
-  void Append(std::optional<LineFile>& file, const std::string& path, const std::string& line);
+  std::unique_ptr<Process>& ProcessIn(int slot) {
+    return processes[static_cast<std::size_t>(slot)];
+  }
 
   const AgentOptions options;
   const std::uint64_t incarnation;
   SocketFolder socket;
-  Mailbox<Mail> mailbox{kMailsMax};
+  // Shared with the record writer, whose thread a stuck disk may keep beyond the agent's end.
+  const std::shared_ptr<Mails> mailbox = std::make_shared<Mails>(kMailsMax);
   std::mutex core_mutex;  // between the loop and a scrape; Handle neither waits nor does I/O
   AgentCore core;
   std::atomic<std::int64_t> reconnect_max_ms{1000};
-  std::atomic<std::int64_t> record_errors{0};
   std::unique_ptr<WorkerServer> server;
   std::unique_ptr<HttpServer> http;
   std::unique_ptr<CoordinatorLink> link;
 
   // The loop's alone.
-  std::vector<std::unique_ptr<Process>> processes;  // by slot
-  std::map<std::string, Records> records;           // by run folder
+  RecordWriter records;
+  std::vector<std::unique_ptr<Process>> processes;  // by slot; from the launch to the end
+  std::deque<AgentEvent> follow_ups;                // what actions led to at once
   std::optional<EndAgent> end;
 };
 
@@ -133,7 +138,7 @@ absl::Status Agent::Impl::Start() {
                                },
                            .on_closed =
                                [this](int slot, std::uint64_t session) {
-                                 mailbox.Push({WorkerSessionClosed{slot, session}, nullptr});
+                                 mailbox->Push({WorkerSessionClosed{slot, session}, nullptr});
                                }}));
   ASSIGN_OR_RETURN(http, HttpServer::Start(options.metrics_listen,
                                            {{"/metrics", [this] {
@@ -162,11 +167,11 @@ void Agent::Impl::Connect() {
       .registration = std::move(registration),
       .on_message =
           [this](v1::CoordinatorMessage message) {
-            mailbox.Push({CoordinatorSaid{std::move(message)}, nullptr});
+            mailbox->Push({CoordinatorSaid{std::move(message)}, nullptr});
           },
       .on_lost =
           [this](absl::Status reason) {
-            mailbox.Push({CoordinatorLost{std::move(reason)}, nullptr});
+            mailbox->Push({CoordinatorLost{std::move(reason)}, nullptr});
           },
       .reconnect_max = [this] { return std::chrono::milliseconds(reconnect_max_ms.load()); }});
 }
@@ -176,14 +181,14 @@ void Agent::Impl::Connect() {
 bool Agent::Impl::OnWorkerMessage(int slot, std::uint64_t session, v1::WorkerMessage message) {
   const bool hello = message.has_hello();
   auto accepted = hello ? std::make_shared<std::promise<bool>>() : nullptr;
-  if (!mailbox.Push({WorkerSaid{slot, session, std::move(message), {}}, accepted})) return false;
+  if (!mailbox->Push({WorkerSaid{slot, session, std::move(message), {}}, accepted})) return false;
   return !hello || accepted->get_future().get();
 }
 
 // Adds what only the loop knows. False: the event is refused.
 bool Agent::Impl::Prepare(AgentEvent& event) {
   if (auto* said = std::get_if<WorkerSaid>(&event)) {
-    const std::unique_ptr<Process>& process = processes[static_cast<std::size_t>(said->slot)];
+    const std::unique_ptr<Process>& process = ProcessIn(said->slot);
     if (said->message.has_hello()) {
       return process != nullptr && process->pid() == said->message.hello().pid();
     }
@@ -191,10 +196,13 @@ bool Agent::Impl::Prepare(AgentEvent& event) {
       said->stderr_tail = process->stderr_tail();
     }
   } else if (auto* exited = std::get_if<WorkerExited>(&event)) {
-    std::unique_ptr<Process>& process = processes[static_cast<std::size_t>(exited->slot)];
+    std::unique_ptr<Process>& process = ProcessIn(exited->slot);
     exited->stderr_tail = process->stderr_tail();
     process.reset();
     spdlog::info("the worker in slot {} ended with {}", exited->slot, ToString(exited->exit));
+  } else if (const auto* failed = std::get_if<WorkerNotSpawned>(&event)) {
+    ProcessIn(failed->slot).reset();
+    spdlog::error("no worker started in slot {}: {}", failed->slot, failed->reason.ToString());
   } else if (const auto* lost = std::get_if<CoordinatorLost>(&event)) {
     spdlog::debug("no coordinator: {}", lost->reason.ToString());
   } else if (const auto* shutdown = std::get_if<ShutdownAsked>(&event)) {
@@ -226,13 +234,16 @@ void Agent::Impl::Handle(const AgentEvent& event) {
   for (const AgentAction& action : actions) {
     std::visit([this](const auto& specific) { Do(specific); }, action);
   }
+  while (!follow_ups.empty()) {
+    const AgentEvent next = std::move(follow_ups.front());
+    follow_ups.pop_front();
+    Handle(next);
+  }
 }
 
 AgentView Agent::Impl::View() {
   const std::lock_guard lock(core_mutex);
-  AgentView view = core.View();
-  view.counters.record_errors = record_errors.load();
-  return view;
+  return core.View();
 }
 
 void Agent::Impl::Do(const TellCoordinator& action) {
@@ -248,67 +259,67 @@ void Agent::Impl::Do(const DropCoordinator& action) {
   link->Drop();
 }
 
+// The process's own thread opens the log and forks: the loop goes on, and hears how it went.
 void Agent::Impl::Do(const SpawnWorker& action) {
-  std::error_code error;
-  std::filesystem::create_directories(std::filesystem::path(action.log_path).parent_path(), error);
   const int slot = action.slot;
   const std::string what = NameOf(action.key) + " rank " + std::to_string(action.rank);
-  absl::StatusOr<std::unique_ptr<Process>> process =
-      Process::Start({.argv = {options.worker, "--agent-socket", socket.socket_path(), "--slot",
-                               std::to_string(slot)},
-                      .log_path = action.log_path,
-                      .log_header = "--- " + what + " on node " + options.name,
-                      .on_exit = [this, slot](const ProcessExit& exit) {
-                        mailbox.Push({WorkerExited{slot, exit, {}}, nullptr});
-                      }});
-  if (!process.ok()) {
+  absl::StatusOr<std::unique_ptr<Process>> process = Process::Launch(
+      {.argv = {options.worker, "--agent-socket", socket.socket_path(), "--slot",
+                std::to_string(slot)},
+       .log_path = action.log_path,
+       .log_header = "--- " + what + " on node " + options.name,
+       .on_start =
+           [this, slot, what](const absl::StatusOr<pid_t>& pid) {
+             if (!pid.ok()) {
+               mailbox->Push({WorkerNotSpawned{slot, pid.status()}, nullptr});
+             } else {
+               spdlog::info("{}: started a worker in slot {}, pid {}", what, slot, *pid);
+             }
+           },
+       .on_exit =
+           [this, slot](const ProcessExit& exit) {
+             mailbox->Push({WorkerExited{slot, exit, {}}, nullptr});
+           }});
+  if (process.ok()) {
+    ProcessIn(slot) = *std::move(process);
+  } else {
     spdlog::error("{}: no worker started: {}", what, process.status().ToString());
-    return Handle(WorkerNotSpawned{slot, process.status()});
+    follow_ups.push_back(WorkerNotSpawned{slot, process.status()});
   }
-  spdlog::info("{}: started a worker in slot {}, pid {}", what, slot, (*process)->pid());
-  processes[static_cast<std::size_t>(slot)] = *std::move(process);
 }
 
 void Agent::Impl::Do(const KillWorker& action) {
-  const std::unique_ptr<Process>& process = processes[static_cast<std::size_t>(action.slot)];
+  std::unique_ptr<Process>& process = ProcessIn(action.slot);
   if (process == nullptr) return;
   spdlog::info("killing the worker in slot {}", action.slot);
-  process->Kill();
-}
-
-void Agent::Impl::Do(const AppendStep& action) {
-  Append(records[action.run_dir].steps, action.run_dir + "/steps.jsonl", action.line);
-}
-
-void Agent::Impl::Do(const AppendEval& action) {
-  Append(records[action.run_dir].evals, action.run_dir + "/evals.jsonl", action.line);
+  if (!process->Cancel()) return process->Kill();
+  // It may be stuck in a log that does not open: nobody waits for that.
+  process.reset();
+  follow_ups.push_back(
+      WorkerNotSpawned{action.slot, absl::CancelledError("ended before it was started")});
 }
 
 // A record that cannot be written stops no training; it is counted and said.
-void Agent::Impl::Append(std::optional<LineFile>& file, const std::string& path,
-                         const std::string& line) {
-  absl::Status status;
-  if (!file.has_value()) {
-    absl::StatusOr<LineFile> opened = LineFile::Open(path);
-    status = opened.status();
-    if (opened.ok()) file.emplace(*std::move(opened));
-  }
-  if (status.ok()) status = file->Append(line);
+void Agent::Impl::Do(const AppendRecord& action) {
+  absl::Status status = records.Append(action.path, action.line, action.number);
   if (status.ok()) return;
-  ++record_errors;
   spdlog::error("a line of the run's records is lost: {}", status.ToString());
+  follow_ups.push_back(RecordWritten{0, std::move(status)});
 }
 
 // The last words go out, and then threads that may still push into the mailbox are ended.
 void Agent::Impl::Stop() {
   link->Finish(kFarewell);
-  for (const Mail& mail : mailbox.Close()) {
+  for (const Mail& mail : mailbox->Close()) {
     if (mail.accepted != nullptr) mail.accepted->set_value(false);
   }
   link.reset();
   server.reset();
   http.reset();
   processes.clear();
+  if (const absl::Status status = records.Finish(kLastRecords); !status.ok()) {
+    spdlog::error("{}", status.ToString());
+  }
 }
 
 Agent::Agent(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -331,7 +342,7 @@ ExitCode Agent::Run() {
     const SteadyTime now = std::chrono::steady_clock::now();
     const SteadyTime deadline =
         std::min(impl_->core.NextDeadline(), now + std::chrono::seconds(60));
-    std::optional<Impl::Mail> mail = impl_->mailbox.Pop(deadline);
+    std::optional<Impl::Mail> mail = impl_->mailbox->Pop(deadline);
     if (mail.has_value()) {
       const bool accepted = impl_->Prepare(mail->event);
       if (accepted) impl_->Handle(mail->event);
@@ -346,7 +357,7 @@ ExitCode Agent::Run() {
 }
 
 void Agent::Shutdown(const std::string& reason) {
-  impl_->mailbox.Push({ShutdownAsked{reason}, nullptr});
+  impl_->mailbox->Push({ShutdownAsked{reason}, nullptr});
 }
 
 }  // namespace paceline

@@ -8,6 +8,7 @@ namespace paceline {
 namespace {
 
 constexpr std::size_t kEndedRunsMax = 64;
+constexpr int kRecordsPatience = 2;              // heartbeats
 constexpr std::int64_t kDefaultBudgetMs = 5000;  // until Registered names the run's own
 
 std::string RankLog(const std::string& run_dir, int rank) {
@@ -43,12 +44,14 @@ std::vector<AgentAction> AgentCore::Handle(const AgentEvent& event, Now now) {
   actions_.clear();
   std::visit([this](const auto& specific) { On(specific); }, event);
   StartWaiting();
+  TellHeld();
   EndIfIdle();
   return std::move(actions_);
 }
 
 SteadyTime AgentCore::NextDeadline() const {
   SteadyTime next = registered_ ? heartbeat_at_ : SteadyTime::max();
+  if (!held_.empty()) next = std::min(next, held_.front().until);
   for (const auto& worker : slots_) {
     if (!worker.has_value()) continue;
     if (worker->settle_at.has_value()) next = std::min(next, *worker->settle_at);
@@ -64,6 +67,7 @@ void AgentCore::On(const CoordinatorSaid& event) {
   if (message.epoch() < epoch_) {
     ++counters_.stale_messages;
     registered_ = false;
+    held_.clear();
     Do(DropCoordinator{"its epoch " + std::to_string(message.epoch()) + " is over: epoch " +
                        std::to_string(epoch_) + " was seen"});
     return;
@@ -101,7 +105,10 @@ void AgentCore::OnRegistered(const v1::Registered& registered) {
   heartbeat_interval_ = registered.heartbeat_interval_ms() > 0
                             ? std::chrono::milliseconds(registered.heartbeat_interval_ms())
                             : timeouts_.heartbeat;
-  for (v1::AgentMessage& message : outbox_.Pending()) Do(TellCoordinator{std::move(message)});
+  held_.clear();
+  for (v1::AgentMessage& message : outbox_.Pending()) {
+    TellAfterRecords(std::move(message), /*repeat=*/true);
+  }
   Heartbeat(/*newest_only=*/false);
 }
 
@@ -216,6 +223,7 @@ void AgentCore::OnEnd(const v1::EndGeneration& end) {
 
 void AgentCore::On(const CoordinatorLost& event) {
   registered_ = false;
+  held_.clear();
   const absl::StatusCode code = event.reason.code();
   const std::string reason(event.reason.message());
   if (ending_.has_value()) return;
@@ -288,15 +296,14 @@ void AgentCore::ForgetIfGone(const Key& key) {
   for (const auto& worker : slots_) {
     if (worker.has_value() && worker->key == key) return;
   }
-  const v1::StartGeneration start = std::move(found->second.start);
+  const v1::GenerationKey name = found->second.start.key();
   generations_.erase(found);
   ended_[key.first] = std::max(ended_[key.first], key.second);
   if (ended_.size() > kEndedRunsMax) {
     ended_.erase(ended_.begin()->first == key.first ? std::next(ended_.begin()) : ended_.begin());
   }
-  Do(CloseRecords{start.run_dir()});
-  outbox_.OnEnded(start.key());
-  TellGone(start.key());
+  outbox_.OnEnded(name);
+  TellGone(name);
 }
 
 void AgentCore::EndWorkers(ExitCode code, const std::string& reason, bool at_once) {
@@ -313,7 +320,7 @@ void AgentCore::EndWorkers(ExitCode code, const std::string& reason, bool at_onc
 void AgentCore::EndIfIdle() {
   const bool idle = std::none_of(slots_.begin(), slots_.end(),
                                  [](const auto& worker) { return worker.has_value(); });
-  if (ending_.has_value() && idle) Do(*ending_);
+  if (ending_.has_value() && idle && held_.empty()) Do(*ending_);
 }
 
 void AgentCore::On(const ShutdownAsked& event) {
@@ -356,7 +363,39 @@ void AgentCore::On(const Timer&) {
 void AgentCore::Tell(v1::AgentMessage message) {
   message.set_incarnation(incarnation_);
   outbox_.Add(message);
-  if (registered_) Do(TellCoordinator{std::move(message)});
+  if (registered_) TellAfterRecords(std::move(message), /*repeat=*/false);
+}
+
+void AgentCore::TellAfterRecords(v1::AgentMessage message, bool repeat) {
+  if (message.has_ready() || message.has_window_request()) {  // no step led to them
+    return Do(TellCoordinator{std::move(message)});
+  }
+  held_.push_back({std::move(message), repeat, records_appended_,
+                   now_.steady + kRecordsPatience * heartbeat_interval_});
+  TellHeld();
+}
+
+void AgentCore::TellHeld() {
+  while (!held_.empty() &&
+         (held_.front().record <= records_written_ || held_.front().until <= now_.steady)) {
+    Held held = std::move(held_.front());
+    held_.pop_front();
+    const bool finished = held.message.has_finished();
+    // The last step must not be told after what it led to.
+    if (!held.repeat && !held.message.has_gone()) Heartbeat(/*newest_only=*/false);
+    Do(TellCoordinator{std::move(held.message)});
+    // The coordinator waits for what the node says after its rank has finished.
+    if (finished) Heartbeat(/*newest_only=*/false);
+  }
+}
+
+void AgentCore::Record(const std::string& path, std::string line) {
+  Do(AppendRecord{path, std::move(line), ++records_appended_});
+}
+
+void AgentCore::On(const RecordWritten& event) {
+  records_written_ = std::max(records_written_, event.number);
+  if (!event.status.ok()) ++counters_.record_errors;
 }
 
 void AgentCore::TellGone(const v1::GenerationKey& key) {

@@ -8,10 +8,14 @@
 // and it is forgotten (GenerationGone) when the last of its workers has ended.
 // Invariant: a slot holds at most one worker; nothing of a generation older than the run's
 // newest, of an ended worker's session, or of an epoch below the highest seen, has any effect.
+// What steps led to (parts, ends, failures) is told after the steps' records are written, so that
+// who hears of a run's end finds its last step in the file; a disk that takes longer than
+// kRecordsPatience heartbeats is not waited for.
 // Threading: not safe by itself; the shell serialises.
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <optional>
 #include <string>
@@ -58,13 +62,20 @@ struct WorkerNotSpawned {
   int slot = 0;
   absl::Status reason;
 };
+// `number` of the AppendRecord that is done with. 0: it was refused at once, and those before it
+// are not done with.
+struct RecordWritten {
+  std::uint64_t number = 0;
+  absl::Status status;
+};
 struct Timer {};
 // SIGTERM; a second one ends the workers at once.
 struct ShutdownAsked {
   std::string reason;
 };
-using AgentEvent = std::variant<CoordinatorSaid, CoordinatorLost, WorkerSaid, WorkerSessionClosed,
-                                WorkerExited, WorkerNotSpawned, Timer, ShutdownAsked>;
+using AgentEvent =
+    std::variant<CoordinatorSaid, CoordinatorLost, WorkerSaid, WorkerSessionClosed, WorkerExited,
+                 WorkerNotSpawned, RecordWritten, Timer, ShutdownAsked>;
 
 // --- actions ---
 struct TellCoordinator {
@@ -88,24 +99,18 @@ struct TellWorker {
 struct KillWorker {
   int slot = 0;
 };
-struct AppendStep {
-  std::string run_dir;
+// A line of steps.jsonl or evals.jsonl; RecordWritten answers it.
+struct AppendRecord {
+  std::string path;
   std::string line;
-};
-struct AppendEval {
-  std::string run_dir;
-  std::string line;
-};
-// Nothing more is written to the run's records.
-struct CloseRecords {
-  std::string run_dir;
+  std::uint64_t number = 0;  // counts from 1
 };
 struct EndAgent {
   ExitCode code = ExitCode::kDone;
   std::string reason;
 };
 using AgentAction = std::variant<TellCoordinator, DropCoordinator, SpawnWorker, TellWorker,
-                                 KillWorker, AppendStep, AppendEval, CloseRecords, EndAgent>;
+                                 KillWorker, AppendRecord, EndAgent>;
 
 class AgentCore {
  public:
@@ -155,6 +160,7 @@ class AgentCore {
   void On(const WorkerSessionClosed& event);
   void On(const WorkerExited& event);
   void On(const WorkerNotSpawned& event);
+  void On(const RecordWritten& event);
   void On(const Timer& event);
   void On(const ShutdownAsked& event);
 
@@ -186,7 +192,12 @@ class AgentCore {
   void Heartbeat(bool newest_only);
   void TellGone(const v1::GenerationKey& key);
   void TellFailed(const Key& key, std::int32_t rank, const absl::Status& status);
+  void Record(const std::string& path, std::string line);
   void Tell(v1::AgentMessage message);  // through the outbox
+  // Tells at once, or when the records appended so far are written. A `repeat` needs no heartbeat
+  // with it.
+  void TellAfterRecords(v1::AgentMessage message, bool repeat);
+  void TellHeld();
   void Broadcast(const v1::GenerationKey& key, const v1::WorkerCommand& command);
   // The first step that no window holds.
   static std::int64_t GrantedUntil(const Generation& generation);
@@ -195,6 +206,14 @@ class AgentCore {
   Worker* FindWorker(int slot);
   // Carries out `action` at the end of Handle, after those before it.
   void Do(AgentAction action) { actions_.push_back(std::move(action)); }
+
+  // A message that waits for records.
+  struct Held {
+    v1::AgentMessage message;
+    bool repeat = false;
+    std::uint64_t record = 0;
+    SteadyTime until;
+  };
 
   const std::string node_name_;
   const std::uint64_t incarnation_;
@@ -210,6 +229,9 @@ class AgentCore {
   SteadyTime heartbeat_at_;
   std::uint64_t heartbeat_sequence_ = 0;
   Outbox outbox_;
+  std::uint64_t records_appended_ = 0;
+  std::uint64_t records_written_ = 0;
+  std::deque<Held> held_;  // empty while there is no coordinator: the outbox has them
 
   std::map<Key, Generation> generations_;
   std::map<std::string, std::uint64_t> ended_;  // the newest ended generation of a run

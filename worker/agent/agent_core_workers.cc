@@ -69,15 +69,15 @@ void AgentCore::On(const WorkerSaid& event) {
       generation->tokens += event.message.step().tokens();
       generation->ranks[0].key = generation->start.key();
       generation->ranks[0].step = event.message.step();
-      return Do(AppendStep{generation->start.run_dir(),
-                           StepLine(event.message.step(), generation->tokens, worker->key.second)});
+      return Record(generation->start.run_dir() + "/steps.jsonl",
+                    StepLine(event.message.step(), generation->tokens, worker->key.second));
     }
     case v1::WorkerMessage::kEval:
       if (worker->rank != 0) return;
       generation->ranks[0].key = generation->start.key();
       generation->ranks[0].eval = event.message.eval();
-      return Do(AppendEval{generation->start.run_dir(),
-                           EvalLine(event.message.eval(), worker->key.second)});
+      return Record(generation->start.run_dir() + "/evals.jsonl",
+                    EvalLine(event.message.eval(), worker->key.second));
     case v1::WorkerMessage::kWindowRequest:
       return OnWindowRequest(*generation, event.message.window_request());
     case v1::WorkerMessage::kFailed:
@@ -171,11 +171,7 @@ void AgentCore::Relay(Worker& worker, const v1::WorkerMessage& said) {
     default:
       return;
   }
-  // The last step's record must not come after what that step led to.
-  if (!said.has_ready()) Heartbeat(/*newest_only=*/false);
   Tell(std::move(message));
-  // The coordinator waits for what the node says after its rank has finished.
-  if (said.has_finished()) Heartbeat(/*newest_only=*/false);
 }
 
 // The exit code, the signal and the rest of stderr follow in a moment, when the process ends:
@@ -217,8 +213,10 @@ void AgentCore::On(const WorkerNotSpawned& event) {
   const Key key = worker->key;
   const std::int32_t rank = worker->rank;
   slots_[static_cast<std::size_t>(event.slot)].reset();
-  ++counters_.workers_failed;
-  if (generations_.at(key).phase == Phase::kRunning) {
+  if (generations_.at(key).phase != Phase::kRunning) {
+    ++counters_.workers_ended;
+  } else {
+    ++counters_.workers_failed;
     TellFailed(key, rank, Annotate(event.reason, "starting the worker on node " + node_name_));
   }
   ForgetIfGone(key);
@@ -257,7 +255,6 @@ void AgentCore::TellFailure(Worker& worker) {
   for (std::string& line : worker.stderr_tail) failed.add_stderr_tail(std::move(line));
   worker.failure.reset();
   worker.failure_told = true;
-  Heartbeat(/*newest_only=*/false);
   v1::AgentMessage message;
   *message.mutable_failed() = std::move(failed);
   Tell(std::move(message));

@@ -55,7 +55,7 @@ int main(int argc, char** argv) {
   paceline::AgentOptions options;
   options.worker = paceline::ProgramFolder() + "/paceline-worker";
   options.version = PACELINE_VERSION;
-  paceline::LogOptions log{.program = "paceline-agent"};
+  paceline::LogOptions log{.program = "paceline-agent", .background = true};
 
   CLI::App app("Starts and watches the ranks of one node, and speaks to the coordinator for them.");
   app.add_option("--coordinator", options.coordinator, "The coordinator's HOST:PORT");

@@ -27,23 +27,23 @@ std::string JsonNumber(double value) {
   return text;
 }
 
-// The length of the file's whole lines.
-absl::StatusOr<off_t> WholeLinesBytes(int fd, const std::string& path) {
+absl::Status CutTornLine(int fd, const std::string& path) {
   struct stat info = {};
   if (::fstat(fd, &info) != 0) return ErrnoStatus(errno, path);
   std::array<char, 4096> block;
-  off_t end = info.st_size;
-  while (end > 0) {
+  off_t whole = 0;  // the length of the file's whole lines
+  for (off_t end = info.st_size; end > 0 && whole == 0;) {
     const off_t begin = end > static_cast<off_t>(block.size()) ? end - block.size() : 0;
     const ssize_t got = ::pread(fd, block.data(), static_cast<std::size_t>(end - begin), begin);
     if (got <= 0) return ErrnoStatus(got < 0 ? errno : EIO, path);
     const std::string_view text(block.data(), static_cast<std::size_t>(got));
     if (const std::size_t newline = text.rfind('\n'); newline != std::string_view::npos) {
-      return begin + static_cast<off_t>(newline) + 1;
+      whole = begin + static_cast<off_t>(newline) + 1;
     }
     end = begin;
   }
-  return 0;
+  if (whole == info.st_size || ::ftruncate(fd, whole) == 0) return absl::OkStatus();
+  return ErrnoStatus(errno, path);
 }
 
 }  // namespace
@@ -84,8 +84,7 @@ absl::StatusOr<LineFile> LineFile::Open(const std::string& path) {
   const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   if (fd < 0) return ErrnoStatus(errno, path);
   LineFile file(fd, path);
-  ASSIGN_OR_RETURN(const off_t bytes, WholeLinesBytes(fd, path));
-  if (::ftruncate(fd, bytes) != 0) return ErrnoStatus(errno, path);
+  RETURN_IF_ERROR(CutTornLine(fd, path));
   return file;
 }
 

@@ -1,7 +1,7 @@
 // steps.jsonl and evals.jsonl: one line a step or evaluation, as rank 0 reports them.
 // Invariant: every line is whole and valid JSON, and numbers read back to the same bits; what is
 // not finite is null.
-// Threading: confined to the agent's loop.
+// Threading: the lines from any thread; a LineFile on one at a time.
 #pragma once
 
 #include <cstdint>
