@@ -157,7 +157,7 @@ class Worker {
     }
     if (run_file.launch.transport != "mpi") return MakeGlooCommunicator(options, exchange);
     if (mpi_ == nullptr) {
-      return absl::FailedPreconditionError(
+      return absl::InvalidArgumentError(
           "[launch] transport = \"mpi\", but this worker is no rank of an MPI job: its agent "
           "started it; launch it with mpirun");
     }

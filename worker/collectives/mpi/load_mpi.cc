@@ -11,7 +11,7 @@ namespace paceline {
 absl::StatusOr<std::unique_ptr<MpiJob>> LoadMpi() {
   const std::string path = ProgramFolder() + "/../lib/libpaceline_mpi.so";
   const auto missing = [&](const std::string& why) {
-    return absl::FailedPreconditionError(
+    return absl::NotFoundError(
         "MPI cannot be used: " + why + "; " + path +
         " needs Open MPI 4 (libmpi.so.40) on this machine, on Debian the package libopenmpi3");
   };

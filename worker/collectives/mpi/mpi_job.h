@@ -49,7 +49,8 @@ class MpiJob {
 };
 
 // Loads the library beside this program (../lib/libpaceline_mpi.so) and begins the job.
-// kFailedPrecondition: the library, or the system's Open MPI that it needs, is not there.
+// kNotFound: the library, or the system's Open MPI that it needs, is not there.
+// kFailedPrecondition: the library is of another release.
 absl::StatusOr<std::unique_ptr<MpiJob>> LoadMpi();
 
 }  // namespace paceline
