@@ -26,6 +26,18 @@ if(PACELINE_TESTS)
   find_package(OpenMP COMPONENTS CXX)
 endif()
 
+# Open MPI is optional: where its headers and mpirun are, the MPI back end is built and tested. The
+# sanitizers know nothing of what MPI does with memory.
+option(PACELINE_MPI "Build the MPI back end where Open MPI is found" ON)
+set(PACELINE_MPI_FOUND FALSE)
+if(PACELINE_MPI AND NOT PACELINE_SANITIZER)
+  pkg_check_modules(OMPI IMPORTED_TARGET ompi-c>=4.1)
+  find_program(PACELINE_MPIRUN mpirun)
+  if(OMPI_FOUND AND PACELINE_MPIRUN)
+    set(PACELINE_MPI_FOUND TRUE)
+  endif()
+endif()
+
 # CUDA is optional: where nvcc is found, the GPU kernels are compiled too.
 option(PACELINE_CUDA "Compile the CUDA kernels where nvcc is found" ON)
 set(PACELINE_CUDA_FOUND FALSE)

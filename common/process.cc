@@ -27,6 +27,7 @@ namespace paceline {
 namespace {
 
 constexpr std::size_t kLineBytesMax = 4096;
+constexpr off_t kLogTailBytesMax = 64 * 1024;
 
 class FileDescriptor {
  public:
@@ -171,6 +172,7 @@ absl::StatusOr<std::array<FileDescriptor, 2>> OpenPipe() {
 }  // namespace
 
 std::string ToString(const ProcessExit& exit) {
+  if (!exit.known()) return "an exit code that only its parent knows";
   if (exit.signal == 0) return "exit code " + std::to_string(exit.exit_code);
   const char* name = ::sigdescr_np(exit.signal);
   return "signal " + std::to_string(exit.signal) +
@@ -188,12 +190,20 @@ struct Process::Impl {
   absl::Status OpenLog();
   absl::Status Fork(ChildPlan& plan);
   absl::Status AwaitExec(int error_fd);
-  void SendLocked(int signal) const { ::kill(options.own_group ? -pid : pid, signal); }
+  void SendLocked(int signal) const {
+    if (adopted) {
+      ::syscall(SYS_pidfd_send_signal, pid_fd.get(), signal, nullptr, 0);
+    } else {
+      ::kill(options.own_group ? -pid : pid, signal);
+    }
+  }
   void Watch();
   void CopyStderr();
+  void ReadLogTail();
   void Reap();
 
   ProcessOptions options;
+  bool adopted = false;
   FileDescriptor pid_fd;
   FileDescriptor log;
   FileDescriptor stderr_pipe;  // the reading end
@@ -336,19 +346,33 @@ void Process::Impl::Watch() {
   Reap();
 }
 
+void Process::Impl::ReadLogTail() {
+  const FileDescriptor file(::open(options.log_path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!file.valid()) return;
+  const off_t size = ::lseek(file.get(), 0, SEEK_END);
+  std::string bytes(static_cast<std::size_t>(std::clamp<off_t>(size, 0, kLogTailBytesMax)), '\0');
+  const ssize_t got =
+      ::pread(file.get(), bytes.data(), bytes.size(), size - static_cast<off_t>(bytes.size()));
+  if (got <= 0) return;
+  const std::lock_guard lock(mutex);
+  tail.Add(std::string_view(bytes).substr(0, static_cast<std::size_t>(got)));
+}
+
 void Process::Impl::Reap() {
   ProcessExit result;
+  if (adopted) ReadLogTail();
   // Until it is reaped the child's id, which is its group's, cannot be anyone else's.
   if (options.own_group) ::kill(-pid, SIGKILL);
   CopyStderr();
   {
     const std::lock_guard lock(mutex);
     siginfo_t info = {};
-    while (::waitid(P_PID, static_cast<id_t>(pid), &info, WEXITED) != 0 && errno == EINTR) {
+    while (!adopted && ::waitid(P_PID, static_cast<id_t>(pid), &info, WEXITED) != 0 &&
+           errno == EINTR) {
     }
     if (info.si_code == CLD_EXITED) {
       result.exit_code = info.si_status;
-    } else {
+    } else if (!adopted) {
       result.signal = info.si_status;
     }
     exit = result;
@@ -383,6 +407,26 @@ absl::StatusOr<std::unique_ptr<Process>> Process::Start(ProcessOptions options) 
   ASSIGN_OR_RETURN(std::unique_ptr<Process> process, Launch(std::move(options)));
   RETURN_IF_ERROR(started->get_future().get());
   return process;
+}
+
+absl::StatusOr<std::unique_ptr<Process>> Process::Adopt(
+    pid_t pid, std::string log_path, std::function<void(const ProcessExit&)> on_exit) {
+  auto impl = std::make_shared<Impl>(ProcessOptions{
+      .log_path = std::move(log_path), .own_group = false, .on_exit = std::move(on_exit)});
+  impl->adopted = true;
+  impl->pid = pid;
+  impl->phase = Impl::Phase::kRunning;
+  impl->pid_fd = FileDescriptor(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+  if (!impl->pid_fd.valid()) {
+    return errno == ESRCH ? absl::NotFoundError("process " + std::to_string(pid) + " has ended")
+                          : ErrnoStatus(errno, "pidfd_open");
+  }
+  try {
+    impl->thread = std::thread([impl] { impl->Watch(); });
+  } catch (const std::system_error& error) {
+    return absl::ResourceExhaustedError(std::string("no more threads: ") + error.what());
+  }
+  return std::unique_ptr<Process>(new Process(std::move(impl)));
 }
 
 Process::~Process() {

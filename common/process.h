@@ -32,13 +32,15 @@ namespace paceline {
 
 // How a process ended.
 struct ProcessExit {
-  int exit_code = -1;  // -1 when a signal ended it
+  int exit_code = -1;  // -1 when a signal ended it, or not known
   int signal = 0;      // 0 when it exited by itself
 
   bool clean() const { return exit_code == 0; }
+  // False of an adopted process: only its parent is told.
+  bool known() const { return exit_code >= 0 || signal != 0; }
 };
 
-// "exit code 3", "signal 9 (Killed)".
+// "exit code 3", "signal 9 (Killed)", "an exit code that only its parent knows".
 std::string ToString(const ProcessExit& exit);
 
 struct ProcessOptions {
@@ -71,6 +73,10 @@ class Process {
   // Start without the wait for a slow disk or a busy machine: how it went is told to on_start.
   // kInvalidArgument: no program is named. kResourceExhausted: the system is out of threads.
   static absl::StatusOr<std::unique_ptr<Process>> Launch(ProcessOptions options);
+  // Watches a process that another program started, as if it were a child: its stderr_tail is the
+  // end of the file that it logs to, read when it has ended. kNotFound: there is no such process.
+  static absl::StatusOr<std::unique_ptr<Process>> Adopt(
+      pid_t pid, std::string log_path, std::function<void(const ProcessExit&)> on_exit);
   // Kills what still lives, waits for its end.
   ~Process();
   Process(const Process&) = delete;

@@ -101,8 +101,8 @@ struct LaunchSection {
   std::int64_t nodes = 1;
   std::int64_t slots_per_node = 1;
   std::string device = "cpu";      // or "cuda"
-  std::string launcher = "local";  // or "slurm", "mpi"
-  std::string transport = "gloo";  // or "nccl", "mpi"
+  std::string launcher = "local";  // or "mpi", "slurm"
+  std::string transport = "gloo";  // or "mpi" (launcher "mpi" alone), "nccl"
 };
 
 struct RatesSection {

@@ -216,6 +216,15 @@ void CheckPipeline(const RunFile& run_file, Findings& findings) {
   if (!fits.ok()) findings.Report("layout", "schedule", std::string(fits.message()));
 }
 
+// Only a process that mpirun has started is a rank of an MPI job.
+void CheckTransport(const LaunchSection& launch, Findings& findings) {
+  if (!findings.AreGood({{"launch", "launcher"}, {"launch", "transport"}})) return;
+  if (launch.transport != "mpi" || launch.launcher == "mpi") return;
+  findings.Report("launch", "transport",
+                  "needs launcher = \"mpi\", which is " + QuotedText(launch.launcher) +
+                      "; launcher = \"mpi\" goes with any transport");
+}
+
 }  // namespace
 
 void CheckTogether(const RunFile& run_file, Findings& findings) {
@@ -227,6 +236,7 @@ void CheckTogether(const RunFile& run_file, Findings& findings) {
   CheckSchedule(run_file.train, findings);
   CheckExpertParallel(run_file, findings);
   CheckPipeline(run_file, findings);
+  CheckTransport(run_file.launch, findings);
 }
 
 }  // namespace paceline::run_file

@@ -77,8 +77,9 @@ void AddPlacement(FieldList& fields, RunFile& run_file) {
   fields.Add("nodes", &run_file.launch.nodes, IntegerRule{1, 100'000});
   fields.Add("slots_per_node", &run_file.launch.slots_per_node, IntegerRule{1, 256});
   fields.Add("device", &run_file.launch.device, ChoiceRule{{"cpu", "cuda"}, 1});
-  fields.Add("launcher", &run_file.launch.launcher, ChoiceRule{{"local", "slurm", "mpi"}, 1});
-  fields.Add("transport", &run_file.launch.transport, ChoiceRule{{"gloo", "nccl", "mpi"}, 1});
+  const std::size_t built = PACELINE_HAVE_MPI != 0 ? 2 : 1;
+  fields.Add("launcher", &run_file.launch.launcher, ChoiceRule{{"local", "mpi", "slurm"}, built});
+  fields.Add("transport", &run_file.launch.transport, ChoiceRule{{"gloo", "mpi", "nccl"}, built});
   fields.Section("rates");
   fields.Add("currency", &run_file.rates.currency, CurrencyRule{});
   fields.Add("slot_hour", &run_file.rates.slot_hour, RealRule{0, 1e6});

@@ -24,6 +24,8 @@
 #include "launch/cli/status_json.h"
 #include "launch/cli/summary.h"
 #include "launch/local/local_cluster.h"
+#include "launch/mpi/mpirun.h"
+#include "launch/mpi/restarts.h"
 #include "nlohmann/json.hpp"
 #include "worker/data/corpus.h"
 
@@ -49,20 +51,50 @@ class Session {
         timeouts_(TimeoutsFor(request.run_file.failure.budget_ms)),
         output_(request.json ? stderr : stdout) {}
 
-  absl::StatusOr<ExitCode> Run() {
+  // Until the run has ended or the user wants out at once.
+  absl::Status Run() {
     RETURN_IF_ERROR(Start());
     const absl::Status watched = Watch();
     if (absl::IsCancelled(watched)) {  // Ctrl-C twice
       cluster_->Kill();
-      output_.Event("stopped at once, without a last checkpoint");
-      output_.Event("next: " + ResumeCommand(request_.folder, request_.run_dir));
-      return ExitCode::kInterrupted;
+      return absl::OkStatus();
     }
     const bool summary_written = watched.ok() && WaitForSummary();
     EndChildren(/*gently=*/watched.ok());
     if (!watched.ok()) return watched;
     if (!summary_written) output_.Event("the coordinator wrote no summary.json in time");
-    return Conclude();
+    return absl::OkStatus();
+  }
+
+  // Whether the run has failed in passing, so that an MPI job may be started again.
+  bool MayGoOn() const {
+    return interrupts_.count() == 0 && view_.status.state() == v1::RUN_STATE_FAILED &&
+           view_.status.retryable();
+  }
+  const v1::RunStatus& status() const { return view_.status; }
+  void Say(const std::string& event) { output_.Event(event); }
+
+  ExitCode Conclude() {
+    output_.Finish();
+    if (!HasEnded(view_.status.state())) {  // Ctrl-C twice
+      output_.Event("stopped at once, without a last checkpoint");
+      output_.Event("next: " + ResumeCommand(request_.folder, request_.run_dir));
+      return ExitCode::kInterrupted;
+    }
+    const nlohmann::json summary = SummaryOf(request_.folder, view_);
+    if (request_.json) PrintJson(summary);
+    const Conclusion conclusion =
+        ConclusionOf(request_.folder, request_.run_dir, view_.status, summary);
+    const bool failed =
+        conclusion.exit_code != ExitCode::kDone && conclusion.exit_code != ExitCode::kInterrupted;
+    for (const std::string& line : conclusion.lines) {
+      if (failed) {
+        std::cerr << line << std::endl;
+      } else {
+        output_.Event(line);
+      }
+    }
+    return conclusion.exit_code;
   }
 
  private:
@@ -77,6 +109,15 @@ class Session {
         .log_folder = request_.folder.Logs(),
         .nodes = request_.run_file.launch.nodes,
         .slots_per_node = request_.run_file.launch.slots_per_node};
+    if (request_.run_file.launch.launcher == "mpi") {
+      options.job = MpirunCommand({.program_folder = options.program_folder,
+                                   .run_id = options.run_id,
+                                   .coordinator_json = options.coordinator_json,
+                                   .token_path = options.token_path,
+                                   .log_folder = options.log_folder,
+                                   .ranks = request_.run_file.WorldSize(),
+                                   .slots_per_node = options.slots_per_node});
+    }
     ASSIGN_OR_RETURN(cluster_, LocalCluster::Start(std::move(options), kStartTimeout));
     client_ = std::make_unique<CoordinatorClient>(cluster_->coordinator().address, token);
     token_ = token;
@@ -86,7 +127,7 @@ class Session {
       output_.Event(view_.status.reason());
       return absl::OkStatus();
     }
-    return cluster_->StartAgents();
+    return cluster_->StartNodes();
   }
 
   absl::Status Submit() {
@@ -195,26 +236,8 @@ class Session {
 
   void EndChildren(bool gently) {
     // The coordinator releases the agents; they end their workers first.
-    if (gently) cluster_->WaitForAgents(timeouts_.shutdown + kStopTimeout);
+    if (gently) cluster_->WaitForNodes(timeouts_.shutdown + kStopTimeout);
     cluster_->Stop(kStopTimeout);
-  }
-
-  ExitCode Conclude() {
-    output_.Finish();
-    const nlohmann::json summary = SummaryOf(request_.folder, view_);
-    if (request_.json) PrintJson(summary);
-    const Conclusion conclusion =
-        ConclusionOf(request_.folder, request_.run_dir, view_.status, summary);
-    const bool failed =
-        conclusion.exit_code != ExitCode::kDone && conclusion.exit_code != ExitCode::kInterrupted;
-    for (const std::string& line : conclusion.lines) {
-      if (failed) {
-        std::cerr << line << std::endl;
-      } else {
-        output_.Event(line);
-      }
-    }
-    return conclusion.exit_code;
   }
 
   void WaitForEvent(milliseconds timeout) {
@@ -268,6 +291,30 @@ absl::StatusOr<CorpusFacts> CheckData(const RunFile& run_file, const RunFileSour
   return facts;
 }
 
-absl::StatusOr<ExitCode> Train(const TrainRequest& request) { return Session(request).Run(); }
+// An MPI job that has lost a rank is over; the next one goes on, as `resume` does.
+absl::StatusOr<ExitCode> Train(const TrainRequest& request) {
+  TrainRequest stretch = request;
+  MpiRestarts restarts;
+  while (true) {
+    Session session(stretch);
+    RETURN_IF_ERROR(session.Run());
+    if (request.run_file.launch.launcher != "mpi" || !session.MayGoOn()) return session.Conclude();
+    session.Say("the MPI job has failed: " + FailureText(session.status()));
+    const std::int64_t step = session.status().checkpoint_step();
+    if (!restarts.Allow(step)) {
+      session.Say("it has failed " + std::to_string(restarts.without_progress()) +
+                  " times since the last committed step, " + std::to_string(step));
+      return session.Conclude();
+    }
+    session.Say("starting the next MPI job from " +
+                (step == 0 ? "the beginning" : "step " + std::to_string(step)) + " (" +
+                std::to_string(restarts.without_progress()) + " of " +
+                std::to_string(MpiRestarts::kMaxWithoutProgress) + " without a new checkpoint)");
+    stretch.resume = true;
+    stretch.damaged_checkpoints.clear();
+    std::error_code error;
+    std::filesystem::remove(request.folder.Summary(), error);  // it tells of the stretch before
+  }
+}
 
 }  // namespace paceline::cli

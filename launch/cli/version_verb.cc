@@ -10,13 +10,16 @@ namespace {
 
 absl::StatusOr<ExitCode> RunVersion(const CommonOptions& options) {
   constexpr bool kCuda = PACELINE_HAVE_CUDA != 0;
+  nlohmann::json transports = {"gloo"};
+  if (PACELINE_HAVE_MPI != 0) transports.push_back("mpi");
   if (options.json) {
     PrintJson({{"version", PACELINE_VERSION},
-               {"transports", nlohmann::json::array({"gloo"})},
+               {"transports", transports},
                {"devices", nlohmann::json::array({"cpu"})},
                {"cuda_kernels_compiled", kCuda}});
   } else {
-    std::printf("paceline %s\ntransports: gloo\ndevices: cpu\nCUDA kernels: %s\n", PACELINE_VERSION,
+    std::printf("paceline %s\ntransports: %s\ndevices: cpu\nCUDA kernels: %s\n", PACELINE_VERSION,
+                PACELINE_HAVE_MPI != 0 ? "gloo, mpi" : "gloo",
                 kCuda ? "compiled, not yet used for training" : "not compiled");
   }
   return ExitCode::kDone;

@@ -47,9 +47,10 @@ struct LocalCluster::Impl {
     if (event_fd >= 0) ::close(event_fd);
   }
 
+  std::string Program(const char* name) const { return options.program_folder + "/" + name; }
+
   absl::Status StartChild(const std::string& name, std::vector<std::string> arguments) {
     Child child{.name = name, .log_path = options.log_folder + "/" + name + ".log"};
-    arguments[0] = options.program_folder + "/" + arguments[0];
     ASSIGN_OR_RETURN(child.process, Process::Start({.argv = std::move(arguments),
                                                     .log_path = child.log_path,
                                                     .on_exit = [fd = event_fd](const ProcessExit&) {
@@ -72,8 +73,8 @@ struct LocalCluster::Impl {
     std::error_code ignored;
     std::filesystem::remove(options.coordinator_json, ignored);
     RETURN_IF_ERROR(
-        StartChild("coordinator", {"paceline-coordinator", "--state-dir", options.state_folder,
-                                   "--token-file", options.token_path}));
+        StartChild("coordinator", {Program("paceline-coordinator"), "--state-dir",
+                                   options.state_folder, "--token-file", options.token_path}));
     return WaitForCoordinator(timeout);
   }
 
@@ -103,9 +104,10 @@ struct LocalCluster::Impl {
   }
 
   absl::Status StartAgent(const std::string& name) {
-    return StartChild(name, {"paceline-agent", "--coordinator-file", options.coordinator_json,
-                             "--token-file", options.token_path, "--name", name, "--slots",
-                             std::to_string(options.slots_per_node), "--run-id", options.run_id});
+    return StartChild(name,
+                      {Program("paceline-agent"), "--coordinator-file", options.coordinator_json,
+                       "--token-file", options.token_path, "--name", name, "--slots",
+                       std::to_string(options.slots_per_node), "--run-id", options.run_id});
   }
 
   LocalClusterOptions options;
@@ -128,7 +130,8 @@ absl::StatusOr<std::unique_ptr<LocalCluster>> LocalCluster::Start(LocalClusterOp
   return std::unique_ptr<LocalCluster>(new LocalCluster(std::move(impl)));
 }
 
-absl::Status LocalCluster::StartAgents() {
+absl::Status LocalCluster::StartNodes() {
+  if (!impl_->options.job.empty()) return impl_->StartChild("mpirun", impl_->options.job);
   for (std::int64_t node = 0; node < impl_->options.nodes; ++node) {
     RETURN_IF_ERROR(impl_->StartAgent("node-" + std::to_string(node)));
   }
@@ -157,7 +160,7 @@ std::vector<LocalCluster::Ended> LocalCluster::TakeEnded() {
 
 int LocalCluster::event_fd() const { return impl_->event_fd; }
 
-bool LocalCluster::WaitForAgents(milliseconds timeout) {
+bool LocalCluster::WaitForNodes(milliseconds timeout) {
   const auto deadline = steady_clock::now() + timeout;
   for (std::size_t i = 1; i < impl_->children.size(); ++i) {
     const auto left = std::chrono::duration_cast<milliseconds>(deadline - steady_clock::now());

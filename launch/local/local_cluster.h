@@ -1,7 +1,7 @@
 // The programs of a run on this machine: one coordinator and its agents, as children.
 //
 //   ASSIGN_OR_RETURN(auto cluster, LocalCluster::Start(options));     // the coordinator answers
-//   RETURN_IF_ERROR(cluster->StartAgents());
+//   RETURN_IF_ERROR(cluster->StartNodes());
 //   ... poll(cluster->event_fd()) ... cluster->TakeEnded() ...
 //   cluster->Stop(5s);
 //
@@ -28,16 +28,19 @@ struct LocalClusterOptions {
   std::string state_folder;      // the coordinator's
   std::string coordinator_json;  // the coordinator writes it there once it answers
   std::string token_path;
-  std::string log_folder;  // coordinator.log, node-0.log, ...
+  std::string log_folder;  // coordinator.log, node-0.log, ..., mpirun.log
   std::int64_t nodes = 1;
   std::int64_t slots_per_node = 1;
+  // What starts the ranks in place of agents that are children here: mpirun and its arguments. Each
+  // node's agent is then started by its first rank. Empty: agents.
+  std::vector<std::string> job;
 };
 
 class LocalCluster {
  public:
   // A child that ended.
   struct Ended {
-    std::string name;  // "coordinator", "node-0"
+    std::string name;  // "coordinator", "node-0", "mpirun"
     ProcessExit exit;
     std::string log_path;
     std::vector<std::string> stderr_tail;
@@ -51,7 +54,8 @@ class LocalCluster {
   LocalCluster(const LocalCluster&) = delete;
   LocalCluster& operator=(const LocalCluster&) = delete;
 
-  absl::Status StartAgents();
+  // The agents, or the job that brings its own.
+  absl::Status StartNodes();
 
   // A coordinator that ended is started again on its state (as the next epoch); agents find it
   // by themselves.
@@ -63,8 +67,8 @@ class LocalCluster {
   // Readable whenever a child has ended since the last TakeEnded.
   int event_fd() const;
 
-  // Waits until every agent has ended; false: some still live after `timeout`.
-  bool WaitForAgents(std::chrono::milliseconds timeout);
+  // Waits until every agent, or the job, has ended; false: some still live after `timeout`.
+  bool WaitForNodes(std::chrono::milliseconds timeout);
   // Asks every child to end, and kills what lives after `timeout`.
   void Stop(std::chrono::milliseconds timeout);
   void Kill();

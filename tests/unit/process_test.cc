@@ -296,5 +296,26 @@ TEST_F(ProcessTest, DescriptorsAreNotInherited) {
   ::close(ends[1]);
 }
 
+// As an agent does with a worker that mpirun has started.
+TEST_F(ProcessTest, AdoptedProcessIsWatchedKilledAndItsLogRead) {
+  const auto child = Shell("echo last words; exec sleep 1000", {.log_path = Path("log")});
+  ASSERT_NE(child, nullptr);
+  while (Read("log").empty()) std::this_thread::yield();
+  std::promise<ProcessExit> ended;
+  auto adopted = Process::Adopt(child->pid(), Path("log"),
+                                [&](const ProcessExit& exit) { ended.set_value(exit); });
+  ASSERT_TRUE(adopted.ok()) << adopted.status();
+  EXPECT_FALSE((*adopted)->exit().has_value());
+
+  (*adopted)->Kill();
+
+  const ProcessExit exit = ended.get_future().get();
+  EXPECT_FALSE(exit.known());
+  EXPECT_FALSE(exit.clean());
+  EXPECT_EQ((*adopted)->stderr_tail(), std::vector<std::string>{"last words"});
+  EXPECT_EQ(child->Wait().signal, SIGKILL);
+  EXPECT_EQ(Process::Adopt(child->pid(), "", nullptr).status().code(), absl::StatusCode::kNotFound);
+}
+
 }  // namespace
 }  // namespace paceline

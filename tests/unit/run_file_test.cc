@@ -15,6 +15,7 @@
 namespace paceline {
 namespace {
 
+using ::testing::AnyOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -246,7 +247,16 @@ TEST(RunFileTest, WhatThisVersionCannotDoIsRefusedByName) {
   EXPECT_THAT(ErrorOfSet("launch.launcher=slurm"), HasSubstr("is not available in this build"));
   EXPECT_THAT(ErrorOfSet("launch.transport=nccl"), HasSubstr("is not available in this build"));
   EXPECT_THAT(ErrorOfSet("launch.transport=tcp"),
-              HasSubstr("it must be \"gloo\", \"nccl\" or \"mpi\""));
+              HasSubstr("it must be \"gloo\", \"mpi\" or \"nccl\""));
+}
+
+// Refused either way: by a build without MPI because it has none, by others because no rank of
+// such a run is in an MPI job.
+TEST(RunFileTest, MpiTransportNeedsTheMpiLauncher) {
+  EXPECT_THAT(ErrorOfSet("launch.transport=mpi"),
+              AnyOf(HasSubstr("transport = \"mpi\": needs launcher = \"mpi\""),
+                    HasSubstr("transport=mpi: needs launcher = \"mpi\""),
+                    HasSubstr("is not available in this build; it must be \"gloo\"")));
 }
 
 TEST(RunFileTest, ScheduleMustFit) {

@@ -34,6 +34,10 @@ constexpr int kSlotsMax = 256;
 constexpr std::chrono::milliseconds kFarewell{1000};
 constexpr std::size_t kRecordsMax = 65536;  // lines that wait for the disk, some 10 MiB
 constexpr std::chrono::milliseconds kLastRecords{5000};
+// How long an agent whose MPI job has ended waits to be released: longer than a coordinator takes
+// to be started again.
+constexpr std::chrono::seconds kJobFarewell{10};
+constexpr std::chrono::seconds kLookAtJob{1};
 
 std::string HostName() {
   char name[256] = {};
@@ -59,7 +63,7 @@ absl::Status Check(const AgentOptions& options) {
     return absl::InvalidArgumentError("--slots " + std::to_string(options.slots) + ": give 1 to " +
                                       std::to_string(kSlotsMax));
   }
-  if (::access(options.worker.c_str(), X_OK) != 0) {
+  if (options.adopt_from == 0 && ::access(options.worker.c_str(), X_OK) != 0) {
     return absl::InvalidArgumentError("--worker " + options.worker +
                                       ": is not a program that can be started");
   }
@@ -74,6 +78,12 @@ struct Agent::Impl {
     std::shared_ptr<std::promise<bool>> accepted;  // of a Hello
   };
   using Mails = Mailbox<Mail>;
+  // A slot whose worker is not started here: its plan and the worker, whichever came first.
+  struct Adoption {
+    std::optional<SpawnWorker> planned;
+    std::optional<Mail> hello;
+    bool done = false;  // an MPI job has one worker for a slot
+  };
 
   Impl(AgentOptions given, SocketFolder folder, std::uint64_t incarnation_ms)
       : options(std::move(given)),
@@ -87,19 +97,26 @@ struct Agent::Impl {
                   }
                   mails->Push({RecordWritten{number, std::move(status)}, nullptr});
                 }),
-        processes(static_cast<std::size_t>(options.slots)) {}
+        processes(static_cast<std::size_t>(options.slots)),
+        adoptions(static_cast<std::size_t>(options.slots)) {}
 
   absl::Status Start();
   void Connect();
   bool OnWorkerMessage(int slot, std::uint64_t session, v1::WorkerMessage message);
+  void Take(Mail mail);
   bool Prepare(AgentEvent& event);
   void Handle(const AgentEvent& event);
+  void HandleFollowUps();
+  void AdoptIfReady(int slot);
+  void EndWithJob();
+  bool adopts() const { return options.adopt_from != 0; }
   AgentView View();
   void Stop();
 
   void Do(const TellCoordinator& action);
   void Do(const DropCoordinator& action);
   void Do(const SpawnWorker& action);
+  void Spawn(const SpawnWorker& action);
   void Do(const TellWorker& action) { server->Send(action.slot, action.command); }
   void Do(const KillWorker& action);
   void Do(const AppendRecord& action);
@@ -123,11 +140,17 @@ struct Agent::Impl {
   // The loop's alone.
   RecordWriter records;
   std::vector<std::unique_ptr<Process>> processes;  // by slot; from the launch to the end
-  std::deque<AgentEvent> follow_ups;                // what actions led to at once
+  std::vector<Adoption> adoptions;                  // by slot
+  std::unique_ptr<Process> job;                     // adopt_from; null: there is no MPI job
+  std::optional<SteadyTime> job_ended_at;
+  std::deque<AgentEvent> follow_ups;  // what actions led to at once
   std::optional<EndAgent> end;
 };
 
 absl::Status Agent::Impl::Start() {
+  if (adopts()) {
+    ASSIGN_OR_RETURN(job, Process::Adopt(options.adopt_from, "", nullptr));
+  }
   ASSIGN_OR_RETURN(
       server,
       WorkerServer::Start({.socket_path = socket.socket_path(),
@@ -185,6 +208,21 @@ bool Agent::Impl::OnWorkerMessage(int slot, std::uint64_t session, v1::WorkerMes
   return !hello || accepted->get_future().get();
 }
 
+void Agent::Impl::Take(Mail mail) {
+  const auto* said = std::get_if<WorkerSaid>(&mail.event);
+  if (adopts() && said != nullptr && said->message.has_hello()) {
+    const int slot = said->slot;
+    std::optional<Mail>& waiting = adoptions[static_cast<std::size_t>(slot)].hello;
+    if (waiting.has_value()) waiting->accepted->set_value(false);
+    waiting = std::move(mail);
+    AdoptIfReady(slot);
+    return HandleFollowUps();
+  }
+  const bool accepted = Prepare(mail.event);
+  if (accepted) Handle(mail.event);
+  if (mail.accepted != nullptr) mail.accepted->set_value(accepted);
+}
+
 // Adds what only the loop knows. False: the event is refused.
 bool Agent::Impl::Prepare(AgentEvent& event) {
   if (auto* said = std::get_if<WorkerSaid>(&event)) {
@@ -234,6 +272,10 @@ void Agent::Impl::Handle(const AgentEvent& event) {
   for (const AgentAction& action : actions) {
     std::visit([this](const auto& specific) { Do(specific); }, action);
   }
+  HandleFollowUps();
+}
+
+void Agent::Impl::HandleFollowUps() {
   while (!follow_ups.empty()) {
     const AgentEvent next = std::move(follow_ups.front());
     follow_ups.pop_front();
@@ -259,8 +301,44 @@ void Agent::Impl::Do(const DropCoordinator& action) {
   link->Drop();
 }
 
-// The process's own thread opens the log and forks: the loop goes on, and hears how it went.
 void Agent::Impl::Do(const SpawnWorker& action) {
+  if (!adopts()) return Spawn(action);
+  Adoption& adoption = adoptions[static_cast<std::size_t>(action.slot)];
+  if (adoption.done) {
+    follow_ups.push_back(WorkerNotSpawned{
+        action.slot, absl::UnavailableError("its worker has ended, and another comes with the "
+                                            "next MPI job alone")});
+    return;
+  }
+  adoption.planned = action;
+  AdoptIfReady(action.slot);
+}
+
+// Makes the worker that has come the one of its slot, once the plan has come too.
+void Agent::Impl::AdoptIfReady(int slot) {
+  Adoption& adoption = adoptions[static_cast<std::size_t>(slot)];
+  if (!adoption.planned.has_value() || !adoption.hello.has_value()) return;
+  const SpawnWorker planned = *std::exchange(adoption.planned, std::nullopt);
+  const Mail hello = *std::exchange(adoption.hello, std::nullopt);
+  const pid_t pid = std::get<WorkerSaid>(hello.event).message.hello().pid();
+  adoption.done = true;
+  absl::StatusOr<std::unique_ptr<Process>> process =
+      Process::Adopt(pid, planned.log_path, [this, slot](const ProcessExit& exit) {
+        mailbox->Push({WorkerExited{slot, exit, {}}, nullptr});
+      });
+  if (process.ok()) {
+    spdlog::info("{} rank {}: adopted the worker in slot {}, pid {}", NameOf(planned.key),
+                 planned.rank, slot, pid);
+    ProcessIn(slot) = *std::move(process);
+    follow_ups.push_back(hello.event);
+  } else {
+    follow_ups.push_back(WorkerNotSpawned{slot, process.status()});
+  }
+  hello.accepted->set_value(ProcessIn(slot) != nullptr);
+}
+
+// The process's own thread opens the log and forks: the loop goes on, and hears how it went.
+void Agent::Impl::Spawn(const SpawnWorker& action) {
   const int slot = action.slot;
   const std::string what = NameOf(action.key) + " rank " + std::to_string(action.rank);
   absl::StatusOr<std::unique_ptr<Process>> process = Process::Launch(
@@ -290,7 +368,14 @@ void Agent::Impl::Do(const SpawnWorker& action) {
 
 void Agent::Impl::Do(const KillWorker& action) {
   std::unique_ptr<Process>& process = ProcessIn(action.slot);
-  if (process == nullptr) return;
+  if (process == nullptr) {
+    if (adoptions[static_cast<std::size_t>(action.slot)].planned.has_value()) {
+      adoptions[static_cast<std::size_t>(action.slot)].planned.reset();
+      follow_ups.push_back(
+          WorkerNotSpawned{action.slot, absl::CancelledError("ended before it had come")});
+    }
+    return;
+  }
   spdlog::info("killing the worker in slot {}", action.slot);
   if (!process->Cancel()) return process->Kill();
   // It may be stuck in a log that does not open: nobody waits for that.
@@ -307,16 +392,30 @@ void Agent::Impl::Do(const AppendRecord& action) {
   follow_ups.push_back(RecordWritten{0, std::move(status)});
 }
 
+// An agent that is not released when its MPI job has ended has lost its coordinator for good.
+void Agent::Impl::EndWithJob() {
+  if (job == nullptr || !job->exit().has_value()) return;
+  const SteadyTime now = std::chrono::steady_clock::now();
+  if (!job_ended_at.has_value()) job_ended_at = now;
+  if (now < *job_ended_at + kJobFarewell) return;
+  job.reset();
+  Handle(ShutdownAsked{"its MPI job has ended"});
+}
+
 // The last words go out, and then threads that may still push into the mailbox are ended.
 void Agent::Impl::Stop() {
   link->Finish(kFarewell);
   for (const Mail& mail : mailbox->Close()) {
     if (mail.accepted != nullptr) mail.accepted->set_value(false);
   }
+  for (const Adoption& adoption : adoptions) {
+    if (adoption.hello.has_value()) adoption.hello->accepted->set_value(false);
+  }
   link.reset();
   server.reset();
   http.reset();
   processes.clear();
+  job.reset();
   if (const absl::Status status = records.Finish(kLastRecords); !status.ok()) {
     spdlog::error("{}", status.ToString());
   }
@@ -334,6 +433,8 @@ absl::StatusOr<std::unique_ptr<Agent>> Agent::Create(AgentOptions options) {
   return std::unique_ptr<Agent>(new Agent(std::move(impl)));
 }
 
+const std::string& Agent::socket_path() const { return impl_->socket.socket_path(); }
+
 ExitCode Agent::Run() {
   impl_->Connect();
   spdlog::info("node {} with {} slots, metrics at http://{}/metrics", impl_->options.name,
@@ -341,13 +442,11 @@ ExitCode Agent::Run() {
   while (!impl_->end.has_value()) {
     const SteadyTime now = std::chrono::steady_clock::now();
     const SteadyTime deadline =
-        std::min(impl_->core.NextDeadline(), now + std::chrono::seconds(60));
+        std::min(impl_->core.NextDeadline(),
+                 now + (impl_->adopts() ? kLookAtJob : std::chrono::seconds(60)));
     std::optional<Impl::Mail> mail = impl_->mailbox->Pop(deadline);
-    if (mail.has_value()) {
-      const bool accepted = impl_->Prepare(mail->event);
-      if (accepted) impl_->Handle(mail->event);
-      if (mail->accepted != nullptr) mail->accepted->set_value(accepted);
-    }
+    if (mail.has_value()) impl_->Take(*std::move(mail));
+    impl_->EndWithJob();
     if (std::chrono::steady_clock::now() >= impl_->core.NextDeadline()) impl_->Handle(Timer{});
   }
   impl_->Stop();

@@ -3,10 +3,16 @@
 //
 //   sockets, streams, processes --events--> mailbox --> loop: AgentCore::Handle --> actions
 //
+// An agent starts its workers itself, or adopts those that an MPI job has started: a worker that
+// says Hello before its slot is planned waits for the plan, a plan waits for its worker. Such an
+// agent belongs to one MPI job, serves one generation, and ends when the job has.
+//
 // Invariant: actions are carried out one after the other, in the order they were decided, on the
 // loop's thread; when Run returns no worker of this agent lives.
 // Threading: Run on one thread; Shutdown from any.
 #pragma once
+
+#include <sys/types.h>
 
 #include <memory>
 #include <string>
@@ -25,8 +31,9 @@ struct AgentOptions {
   std::string run_id;     // serves this run alone; empty: any
   std::string state_dir;  // the socket's folder is made in it; empty: in the system's temporary one
   std::string metrics_listen = "127.0.0.1:0";
-  std::string worker;   // the worker program
-  std::string version;  // of this release
+  std::string worker;    // the worker program
+  pid_t adopt_from = 0;  // adopt the workers of the MPI job that this process, of this node, is in
+  std::string version;   // of this release
 };
 
 class Agent {
@@ -35,6 +42,8 @@ class Agent {
   static absl::StatusOr<std::unique_ptr<Agent>> Create(AgentOptions options);
   ~Agent();
 
+  // Where workers find this agent.
+  const std::string& socket_path() const;
   // Serves until released, refused, or shut down.
   ExitCode Run();
   // Ends the ranks and then the agent; a second call ends them at once.

@@ -263,10 +263,12 @@ void AgentCore::Spawn(const Key& key, Generation& generation) {
     Worker worker;
     worker.key = key;
     worker.rank = assignment.rank();
+    worker.log_path = RankLog(generation.start.run_dir(), assignment.rank());
+    const SpawnWorker spawn{assignment.slot(), generation.start.key(), assignment.rank(),
+                            worker.log_path};
     slots_[static_cast<std::size_t>(assignment.slot())] = std::move(worker);
     ++counters_.worker_starts;
-    Do(SpawnWorker{assignment.slot(), generation.start.key(), assignment.rank(),
-                   RankLog(generation.start.run_dir(), assignment.rank())});
+    Do(spawn);
   }
 }
 

@@ -143,6 +143,7 @@ class AgentCore {
   struct Worker {
     Key key;
     std::int32_t rank = 0;
+    std::string log_path;
     std::uint64_t session = 0;  // 0: not connected yet
     bool session_open = false;
     bool finished = false;

@@ -30,7 +30,7 @@ const v1::GenerationKey* KeyOf(const v1::WorkerMessage& message) {
 }
 
 absl::StatusCode CodeOf(const ProcessExit& exit) {
-  if (exit.signal != 0) return absl::StatusCode::kUnavailable;
+  if (exit.signal != 0 || !exit.known()) return absl::StatusCode::kUnavailable;
   switch (static_cast<ExitCode>(exit.exit_code)) {
     case ExitCode::kBadInput:
       return absl::StatusCode::kInvalidArgument;
@@ -114,6 +114,7 @@ void AgentCore::OnHello(int slot, std::uint64_t session, const v1::WorkerHello& 
   rank_start.set_start_step(start.start_step());
   *rank_start.mutable_windows() = start.windows();
   rank_start.set_corpus_digest(start.corpus_digest());
+  rank_start.set_log_path(worker.log_path);
   Do(TellWorker{slot, std::move(command)});
   if (generation->peers.has_value()) {
     v1::WorkerCommand peers;
@@ -228,7 +229,7 @@ void AgentCore::SettleIfEnded(int slot) {
   const Key key = worker.key;
   if (generations_.at(key).phase != Phase::kRunning) {
     ++counters_.workers_ended;
-  } else if (worker.finished && worker.exit->clean()) {
+  } else if (worker.finished && (worker.exit->clean() || !worker.exit->known())) {
     ++counters_.workers_finished;
   } else {
     ++counters_.workers_failed;

@@ -70,6 +70,9 @@ int main(int argc, char** argv) {
   app.add_option("--metrics-listen", options.metrics_listen, "HOST:PORT of /metrics")
       ->capture_default_str();
   app.add_option("--worker", options.worker, "The worker program")->capture_default_str();
+  app.add_option("--adopt-from", options.adopt_from,
+                 "Start no workers: adopt those of the MPI job that the process of this id is in, "
+                 "and print the path of the socket that they shall connect to");
   app.add_option("--log-file", log.file, "Where to log (default: stderr)");
   app.add_option("--log-level", log.level, "trace, debug, info, warning, error, critical or off")
       ->capture_default_str();
@@ -82,8 +85,13 @@ int main(int argc, char** argv) {
 
   SignalThread signals;
   if (const absl::Status status = paceline::SetUpLogging(log); !status.ok()) return Fail(status);
+  const bool adopts = options.adopt_from != 0;
   auto agent = paceline::Agent::Create(std::move(options));
   if (!agent.ok()) return Fail(agent.status());
   signals.Watch(**agent);
+  if (adopts) {
+    std::printf("%s\n", (*agent)->socket_path().c_str());
+    std::fclose(stdout);  // whoever reads it waits for the end
+  }
   return static_cast<int>((*agent)->Run());
 }

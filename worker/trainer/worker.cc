@@ -1,8 +1,10 @@
 #include "worker/trainer/worker.h"
 
+#include <fcntl.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <condition_variable>
 #include <fstream>
 #include <memory>
@@ -12,10 +14,12 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/files.h"
 #include "common/run_file.h"
 #include "common/timeouts.h"
 #include "spdlog/spdlog.h"
 #include "worker/agent/session_client.h"
+#include "worker/collectives/exchange_communicator.h"
 #include "worker/collectives/gloo/gloo_communicator.h"
 #include "worker/trainer/generation_control.h"
 #include "worker/trainer/trainer.h"
@@ -46,8 +50,10 @@ double CpuSeconds() {
 // What the command thread hands to the step thread.
 class Worker {
  public:
-  explicit Worker(AgentSession& session)
-      : session_(session), commands_([this](std::stop_token stop) { ReadCommands(stop); }) {}
+  Worker(AgentSession& session, MpiJob* mpi)
+      : session_(session),
+        mpi_(mpi),
+        commands_([this](std::stop_token stop) { ReadCommands(stop); }) {}
 
   absl::Status Run() {
     while (true) {
@@ -57,8 +63,9 @@ class Worker {
       const absl::Status trained = Train(start, *assignment->control);
       if (trained.ok()) {
         spdlog::info("generation {}: finished", start.key().generation());
-      } else if (absl::IsAborted(trained)) {
+      } else if (!assignment->control->status().ok()) {
         spdlog::info("generation {}: {}", start.key().generation(), std::string(trained.message()));
+        if (mpi_ != nullptr) return trained;
       } else {
         Report(start, trained);
         return trained;
@@ -98,7 +105,18 @@ class Worker {
     return std::exchange(next_, std::nullopt);
   }
 
+  // Into the rank's log, where nobody else takes the output there: mpirun's would mix the ranks'.
+  static absl::Status Redirect(const std::string& log_path) {
+    const int log = ::open(log_path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+    if (log < 0) return ErrnoStatus(errno, "log " + log_path);
+    ::dup2(log, STDOUT_FILENO);
+    ::dup2(log, STDERR_FILENO);
+    ::close(log);
+    return absl::OkStatus();
+  }
+
   absl::Status Train(const v1::RankStart& start, GenerationControl& control) {
+    if (mpi_ != nullptr) RETURN_IF_ERROR(Redirect(start.log_path()));
     ASSIGN_OR_RETURN(const RunFile run_file, ParseRunFile(start.run_file(), "run.toml", "/", {}));
     const auto send = [this](v1::WorkerMessage message) { session_.Send(std::move(message)); };
     ASSIGN_OR_RETURN(const auto trainer, Trainer::Create(run_file, start, control, send));
@@ -137,7 +155,15 @@ class Worker {
       RETURN_IF_ERROR(exchange("").status());
       return MakeSelfCommunicator();
     }
-    return MakeGlooCommunicator(options, exchange);
+    if (run_file.launch.transport != "mpi") return MakeGlooCommunicator(options, exchange);
+    if (mpi_ == nullptr) {
+      return absl::InvalidArgumentError(
+          "[launch] transport = \"mpi\", but this worker is no rank of an MPI job: its agent "
+          "started it; launch it with mpirun");
+    }
+    RETURN_IF_ERROR(exchange("").status());  // MPI knows the addresses
+    ASSIGN_OR_RETURN(std::unique_ptr<Mesh> mesh, mpi_->Connect(options));
+    return MakeExchangeCommunicator(options, std::move(mesh));
   }
 
   void Report(const v1::RankStart& start, const absl::Status& status) {
@@ -239,6 +265,7 @@ class Worker {
   }
 
   AgentSession& session_;
+  MpiJob* const mpi_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::optional<Assignment> next_;
@@ -255,7 +282,7 @@ class Worker {
 absl::Status RunWorker(const WorkerOptions& options) {
   ASSIGN_OR_RETURN(const auto session, AgentSession::Connect(options.agent_socket, options.slot,
                                                              options.connect_timeout));
-  Worker worker(*session);
+  Worker worker(*session, options.mpi);
   return worker.Run();
 }
 

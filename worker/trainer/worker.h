@@ -2,6 +2,7 @@
 // is told the next thing; the agent's death ends it.
 //   waiting --RankStart--> training --RankFinished--> waiting --ExitWorker--> gone
 //   training --AbortGeneration--> waiting;  training --error--> RankFailed, gone
+// A rank of an MPI job does not wait for another generation: after an abort it is gone.
 // Invariant: at most one generation trains at a time.
 // Threading: RunWorker occupies the calling thread (the step thread) and starts one for commands.
 #pragma once
@@ -10,6 +11,7 @@
 #include <string>
 
 #include "common/status.h"
+#include "worker/collectives/mpi/mpi_job.h"
 
 namespace paceline {
 
@@ -17,10 +19,11 @@ struct WorkerOptions {
   std::string agent_socket;
   int slot = 0;
   std::chrono::milliseconds connect_timeout{10'000};
+  MpiJob* mpi = nullptr;  // the job that this process is a rank of; null: its agent started it
 };
 
 // OK: the agent said ExitWorker. kUnavailable: the agent has gone. Else what ended the rank,
-// after it was reported to the agent.
+// after it was reported to the agent. kAborted: the agent ended a rank of an MPI job.
 absl::Status RunWorker(const WorkerOptions& options);
 
 }  // namespace paceline

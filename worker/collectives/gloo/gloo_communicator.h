@@ -1,5 +1,5 @@
-// The Communicator over Gloo's TCP transport. The collectives are Paceline's own, on Gloo's
-// unbound buffers (point to point): reductions exchange shards all to all and sum in rank order.
+// The Communicator over Gloo's TCP transport: Paceline's own collectives (ExchangeCommunicator)
+// on Gloo's unbound buffers (point to point).
 // Invariant: after Abort every buffer operation in flight on this rank has been woken.
 // Process-wide: a SIGPIPE that nobody handles is ignored from the first connection on.
 // Threading: see Communicator.

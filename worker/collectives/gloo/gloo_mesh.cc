@@ -52,7 +52,7 @@ struct GlooMesh::Impl {
 
   int rank = 0;
   int size = 1;
-  std::vector<std::string> names;  // of the ranks, in texts
+  CommunicatorOptions options;
   std::shared_ptr<gloo::transport::Context> context;
   std::vector<Peer> peers;  // by rank
 
@@ -79,16 +79,11 @@ struct GlooMesh::Impl {
   absl::Status Fail(absl::Status status);
   absl::Status Gone(const Operation& operation, int peer, const std::string& why);
   absl::Status TimedOut(const Operation& operation);
-  std::string Where(const Operation& operation) const;
   void WakeAllLocked();
   void Watch();
   bool PostWatch();
   void CloseConnections();
 };
-
-std::string GlooMesh::Impl::Where(const Operation& operation) const {
-  return "rank " + names[rank] + ": " + operation.kind + " \"" + operation.name + "\"";
-}
 
 // Receives first, so that what arrives has a place; sends go to the next rank first, so that
 // not everybody begins with rank 0.
@@ -182,24 +177,25 @@ std::string GlooMesh::Impl::NotHeardFrom() {
   int count = 0;
   for (int peer = 0; peer < size; ++peer) {
     if (Completed(peer)) continue;
-    ranks += (count++ == 0 ? "" : ", ") + names[peer];
+    ranks += (count++ == 0 ? "" : ", ") + options.NameOf(peer);
   }
   return (count == 1 ? "rank " : "ranks ") + ranks;
 }
 
 // Where several are gone the first one is to blame: the others left because of it.
 absl::Status GlooMesh::Impl::Gone(const Operation& operation, int peer, const std::string& why) {
-  std::string text = Where(operation) + ": ";
+  std::string text = Where(options, operation) + ": ";
   {
     std::lock_guard lock(mutex);
     const int first = first_gone == -1 ? peer : first_gone;
-    text += "rank " + names[first] + " is gone (" + (first == peer ? why : peers[first].gone) + ")";
+    text += "rank " + options.NameOf(first) + " is gone (" +
+            (first == peer ? why : peers[first].gone) + ")";
   }
   return absl::UnavailableError(text);
 }
 
 absl::Status GlooMesh::Impl::TimedOut(const Operation& operation) {
-  return absl::DeadlineExceededError(Where(operation) + " did not end within " +
+  return absl::DeadlineExceededError(Where(options, operation) + " did not end within " +
                                      std::to_string(operation.timeout.count()) +
                                      " ms: not heard from " + NotHeardFrom());
 }
@@ -285,9 +281,6 @@ GlooMesh::~GlooMesh() {
   if (impl_->watcher.joinable()) impl_->watcher.join();
 }
 
-int GlooMesh::rank() const { return impl_->rank; }
-int GlooMesh::size() const { return impl_->size; }
-
 absl::StatusOr<std::unique_ptr<GlooMesh>> GlooMesh::Connect(const CommunicatorOptions& options,
                                                             const ExchangeAddresses& exchange) {
   std::unique_ptr<GlooMesh> mesh(new GlooMesh());
@@ -296,7 +289,7 @@ absl::StatusOr<std::unique_ptr<GlooMesh>> GlooMesh::Connect(const CommunicatorOp
   impl.rank = options.rank;
   impl.size = options.size;
   impl.peers.resize(options.size);
-  for (int peer = 0; peer < options.size; ++peer) impl.names.push_back(options.NameOf(peer));
+  impl.options = options;
   for (int peer = 0; peer < options.size; ++peer) {
     if (peer != options.rank) {
       impl.peers[peer].buffer = std::make_unique<PeerBuffer>(*impl.context);
@@ -308,19 +301,28 @@ absl::StatusOr<std::unique_ptr<GlooMesh>> GlooMesh::Connect(const CommunicatorOp
 
 absl::Status GlooMesh::Exchange(const Operation& operation, std::span<const Segment> sends,
                                 std::span<const Segment> recvs) {
-  PACELINE_CHECK(std::ssize(sends) == size() && std::ssize(recvs) == size());
+  const int size = impl_->size;
+  PACELINE_CHECK(std::ssize(sends) == size && std::ssize(recvs) == size);
   {
     std::lock_guard lock(impl_->mutex);
     RETURN_IF_ERROR(impl_->failure);
   }
   absl::Status status = impl_->Post(operation, sends, recvs);
   for (const Direction direction : {Direction::kRecv, Direction::kSend}) {
-    for (int distance = 1; distance < size() && status.ok(); ++distance) {
-      status = impl_->Wait(operation, (rank() - distance + size()) % size(), direction);
+    for (int distance = 1; distance < size && status.ok(); ++distance) {
+      status = impl_->Wait(operation, (impl_->rank - distance + size) % size, direction);
     }
   }
   if (status.ok()) return status;
   return impl_->Fail(std::move(status));
+}
+
+absl::StatusOr<std::unique_ptr<Mesh>> GlooMesh::Split(const std::vector<int>&,
+                                                      const CommunicatorOptions& options,
+                                                      const ExchangeAddresses& exchange) {
+  if (options.size > 1) return Connect(options, exchange);
+  RETURN_IF_ERROR(exchange("").status());  // the others wait for it
+  return nullptr;
 }
 
 void GlooMesh::Abort(const std::string& reason) {
