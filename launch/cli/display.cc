@@ -44,6 +44,7 @@ struct LineWords {
   const char* compute;
   const char* communication;
   const char* data;
+  const char* stages;  // waiting for other pipeline stages
   const char* between;
 };
 
@@ -63,6 +64,9 @@ std::string Line(const v1::RunStatus& status, const RateWindow& rate, const Line
             words.communication +
             FormatShare(shares.exposed_communication_seconds, shares.step_seconds) + words.data +
             FormatShare(shares.data_wait_seconds, shares.step_seconds);
+    if (status.layout().pipeline() > 1) {
+      line += words.stages + FormatShare(shares.pipeline_wait_seconds, shares.step_seconds);
+    }
   }
   if (rate.SecondsPerStep() > 0) {
     const auto left = static_cast<double>(status.steps_total() - status.step().step());
@@ -97,6 +101,7 @@ TimeShares SharesOf(const v1::RunStatus& status) {
     shares.step_seconds += rank.step_seconds();
     shares.compute_seconds += rank.compute_seconds();
     shares.exposed_communication_seconds += rank.exposed_communication_seconds();
+    shares.pipeline_wait_seconds += rank.pipeline_wait_seconds();
     shares.data_wait_seconds += rank.data_wait_seconds();
   }
   return shares;
@@ -109,6 +114,7 @@ std::string ProgressLine(const v1::RunStatus& status, const RateWindow& rate) {
                .compute = "compute ",
                .communication = ", communication ",
                .data = ", data ",
+               .stages = ", stages ",
                .between = " | "});
 }
 
@@ -119,6 +125,7 @@ std::string ShortProgressLine(const v1::RunStatus& status, const RateWindow& rat
                .compute = "comp ",
                .communication = " comm ",
                .data = " data ",
+               .stages = " stages ",
                .between = " "});
 }
 

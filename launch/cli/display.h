@@ -33,6 +33,7 @@ struct TimeShares {
   double step_seconds = 0;
   double compute_seconds = 0;
   double exposed_communication_seconds = 0;
+  double pipeline_wait_seconds = 0;  // for other stages
   double data_wait_seconds = 0;
 };
 TimeShares SharesOf(const v1::RunStatus& status);

@@ -34,7 +34,9 @@ std::string LossText(bool known, double loss) {
 
 std::string LayoutText(const v1::Layout& layout) {
   return "pipeline " + std::to_string(layout.pipeline()) + " x data " +
-         std::to_string(layout.data()) + ", expert " + std::to_string(layout.expert());
+         std::to_string(layout.data()) + ", expert " + std::to_string(layout.expert()) +
+         (layout.pipeline() > 1 ? ", " + layout.schedule() : "") +
+         (layout.shard_optimizer() ? ", zero 1" : "");
 }
 
 void PrintProgress(const v1::RunStatus& status) {
@@ -48,6 +50,8 @@ void PrintProgress(const v1::RunStatus& status) {
     Print("time in", "compute " + FormatShare(shares.compute_seconds, shares.step_seconds) +
                          ", exposed communication " +
                          FormatShare(shares.exposed_communication_seconds, shares.step_seconds) +
+                         ", waiting for other stages " +
+                         FormatShare(shares.pipeline_wait_seconds, shares.step_seconds) +
                          ", data wait " +
                          FormatShare(shares.data_wait_seconds, shares.step_seconds));
   }

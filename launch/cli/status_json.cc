@@ -36,6 +36,7 @@ nlohmann::json RanksJson(const v1::RunStatus& status) {
          {"step_seconds", Number(rank.step_seconds())},
          {"compute_seconds", Number(rank.compute_seconds())},
          {"exposed_communication_seconds", Number(rank.exposed_communication_seconds())},
+         {"pipeline_wait_seconds", Number(rank.pipeline_wait_seconds())},
          {"data_wait_seconds", Number(rank.data_wait_seconds())},
          {"memory_bytes", rank.memory_bytes()}});
   }
@@ -68,7 +69,10 @@ nlohmann::json ToJson(const RunView& view) {
       {"layout",
        {{"pipeline", status.layout().pipeline()},
         {"data", status.layout().data()},
-        {"expert", status.layout().expert()}}},
+        {"expert", status.layout().expert()},
+        {"schedule", status.layout().schedule()},
+        {"virtual_stages", status.layout().virtual_stages()},
+        {"zero", status.layout().shard_optimizer() ? 1 : 0}}},
       {"step", status.step().step()},
       {"steps", status.steps_total()},
       {"tokens", status.tokens()},

@@ -1,6 +1,7 @@
 // Layouts beside plain data parallelism at equal work: two ranks of one compute thread, each with
 // all its threads on a core of its own, over Gloo, the real trainer. Pairs are interleaved; a
 // figure is the median over the pairs of plain step time / layout step time (above 1: faster).
+// Beside it what the planner predicts from rates that were measured before, on another shape.
 //
 // usage: layout_bench [--pairs N] [--steps N] [--json]
 #include <algorithm>
@@ -9,9 +10,12 @@
 #include <cstdlib>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <vector>
 
-#include "common/check.h"
+#include "common/parallel_layout.h"
+#include "common/planning/prediction.h"
+#include "launch/cli/calibration.h"
 #include "tests/support/in_process_ranks.h"
 #include "tests/support/temp_folder.h"
 
@@ -27,6 +31,8 @@ struct Variant {
 };
 
 const std::vector<Variant> kVariants = {
+    {"data 2, dense", {}, true},
+    {"data 2, sparse", {}, false},
     {"zero, dense", {.zero = 1}, true},
     {"zero, sparse", {.zero = 1}, false},
     {"expert 2", {.expert = 2}, false},
@@ -96,15 +102,46 @@ Measured Train(const RunFile& run) {
   return measured;
 }
 
+// The rates of one rank that has a core to itself.
+planning::CostRates MeasureRates(const RunFile& run) {
+  absl::StatusOr<planning::CostRates> rates = absl::InternalError("not measured");
+  std::jthread([&] {
+    PinToCore(0);
+    rates = cli::Calibrate(cli::CalibrationShapeFor(run));
+  }).join();
+  if (!rates.ok()) {
+    std::fprintf(stderr, "layout_bench: %s\n", rates.status().ToString().c_str());
+    std::exit(1);
+  }
+  return *std::move(rates);
+}
+
+planning::StepSimulation PredictionOf(const RunFile& run, const planning::CostRates& rates) {
+  planning::Machine machine = planning::CpuMachine(run);
+  machine.rates = rates;
+  return planning::Predict(run, {LayoutOf(run), run.train.micro_batch_size}, machine);
+}
+
+// The share of the step that the worse stage waits.
+double BubbleOf(const planning::StepSimulation& step) {
+  double most = 0;
+  for (const planning::StageParts& parts : step.stages) most = std::max(most, parts.bubble);
+  return most / step.seconds;
+}
+
 int Run(int pairs, std::int64_t steps, bool json) {
   const TempFolder folder;
-  if (!json) std::printf("%-26s %8s %8s %10s\n", "layout", "ratio", "step ms", "waiting");
+  if (!json) {
+    std::printf("%-26s %7s %9s %13s %7s %9s %11s\n", "layout", "ratio", "step ms", "predicted ms",
+                "off", "waiting", "predicted");
+  }
   std::string lines;
   for (const Variant& variant : kVariants) {
     Variant plain = variant;
     plain.layout = {};
     const RunFile with = RunOf(folder.path(), steps, variant);
     const RunFile without = RunOf(folder.path(), steps, plain);
+    const planning::StepSimulation predicted = PredictionOf(with, MeasureRates(with));
     std::vector<double> ratios;
     std::vector<double> step_ms;
     std::vector<double> waiting;
@@ -115,11 +152,15 @@ int Run(int pairs, std::int64_t steps, bool json) {
       step_ms.push_back(measured.step_seconds * 1e3);
       waiting.push_back(measured.waiting);
     }
-    char line[256];
+    const double predicted_ms = predicted.seconds * 1e3;
+    char line[320];
     std::snprintf(line, sizeof line,
-                  json ? R"({"layout": "%s", "ratio": %.3f, "step_ms": %.2f, "waiting": %.3f})"
-                       : "%-26s %8.3f %8.2f %10.3f",
-                  variant.name, Median(ratios), Median(step_ms), Median(waiting));
+                  json
+                      ? R"({"layout": "%s", "ratio": %.3f, "step_ms": %.2f, "predicted_ms": %.2f, )"
+                        R"("off": %.3f, "waiting": %.3f, "predicted_waiting": %.3f})"
+                      : "%-26s %7.3f %9.2f %13.2f %+7.3f %9.3f %11.3f",
+                  variant.name, Median(ratios), Median(step_ms), predicted_ms,
+                  predicted_ms / Median(step_ms) - 1, Median(waiting), BubbleOf(predicted));
     if (!json) {
       std::printf("%s\n", line);
       std::fflush(stdout);

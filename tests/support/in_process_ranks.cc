@@ -50,21 +50,6 @@ class Rendezvous {
   std::size_t arrived_ = 0;
 };
 
-// The threads that this one starts from here on inherit it.
-void PinToCore(int index) {
-  cpu_set_t allowed;
-  PACELINE_CHECK(sched_getaffinity(0, sizeof(allowed), &allowed) == 0);
-  for (int core = 0; core < CPU_SETSIZE; ++core) {
-    if (!CPU_ISSET(core, &allowed) || index-- > 0) continue;
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(core, &one);
-    PACELINE_CHECK(sched_setaffinity(0, sizeof(one), &one) == 0);
-    return;
-  }
-  PACELINE_CHECK(false);  // more ranks than cores
-}
-
 absl::Status TrainRank(const RunFile& run_file, const v1::RankStart& start,
                        const InProcessOptions& options, Rendezvous& rendezvous,
                        RankOutcome& outcome) {
@@ -100,6 +85,20 @@ absl::Status TrainRank(const RunFile& run_file, const v1::RankStart& start,
 }
 
 }  // namespace
+
+void PinToCore(int index) {
+  cpu_set_t allowed;
+  PACELINE_CHECK(sched_getaffinity(0, sizeof(allowed), &allowed) == 0);
+  for (int core = 0; core < CPU_SETSIZE; ++core) {
+    if (!CPU_ISSET(core, &allowed) || index-- > 0) continue;
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(core, &one);
+    PACELINE_CHECK(sched_setaffinity(0, sizeof(one), &one) == 0);
+    return;
+  }
+  PACELINE_CHECK(false);  // more ranks than cores
+}
 
 std::vector<double> RankOutcome::losses() const {
   std::vector<double> losses;

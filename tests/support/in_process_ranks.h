@@ -35,6 +35,9 @@ struct InProcessOptions {
   std::function<void(int rank, const v1::WorkerMessage&, GenerationControl&)> on_message;
 };
 
+// Binds this thread, and those that it starts from here on, to the index-th core of this process.
+void PinToCore(int index);
+
 // One outcome a rank, in rank order. Every rank ends, or the test's own limit does.
 std::vector<RankOutcome> TrainInProcess(const RunFile& run_file, int ranks,
                                         const InProcessOptions& options);
