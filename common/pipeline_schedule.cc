@@ -79,6 +79,10 @@ absl::Status CheckPipelineShape(const PipelineShape& shape) {
                      "\" has one segment a stage; give 1, or schedule = \"interleaved\""));
   }
   if (!interleaved) return absl::OkStatus();
+  if (shape.stages < 2) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("schedule \"interleaved\" needs at least 2 stages, not ", shape.stages));
+  }
   if (shape.virtual_stages < 2) {
     return absl::InvalidArgumentError(
         absl::StrCat("virtual_stages = ", shape.virtual_stages,

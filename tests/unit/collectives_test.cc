@@ -119,7 +119,6 @@ TEST(GlooCommunicatorTest, AbortWakesEveryWaiterWithin100Milliseconds) {
     EXPECT_STREQ(progress.operation, "gradients");
     EXPECT_EQ(progress.entered, 1u);
     EXPECT_EQ(progress.left, 1u);
-    EXPECT_GT(progress.busy_seconds, 0.0);
   }
 }
 

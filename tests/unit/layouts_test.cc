@@ -236,5 +236,22 @@ TEST_P(LayoutsTest, StateThatAnotherLayoutReadsAndSavesKeepsEveryBit) {
   }
 }
 
+// Its neighbours wait for others that live, too; all of them leave, and nothing of theirs is used
+// after it is gone.
+TEST(LayoutsFailureTest, ARankThatIsAbortedEndsEveryStageInEverySchedule) {
+  const TempFolder folder;
+  for (const char* schedule : {"1f1b", "zero-bubble"}) {
+    RunFile run = RunOf(folder.path(), /*sparse=*/true);
+    run.layout = {.pipeline = 4, .schedule = schedule, .expert = 2};
+    const std::vector<RankOutcome> outcomes = TrainInProcess(
+        run, 8,
+        {.on_message = [](int, const v1::WorkerMessage& message, GenerationControl& control) {
+          if (message.has_step() && message.step().step() == 3) control.Abort("fenced");
+        }});
+    EXPECT_EQ(outcomes[0].status.message(), "fenced") << outcomes[0].status;
+    for (const RankOutcome& outcome : outcomes) EXPECT_FALSE(outcome.status.ok());
+  }
+}
+
 }  // namespace
 }  // namespace paceline

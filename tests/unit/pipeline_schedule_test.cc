@@ -273,6 +273,7 @@ std::vector<PipelineShape> Shapes() {
       shapes.push_back({"1f1b", stages, 1, micro_batches});
       shapes.push_back({"zero-bubble", stages, 1, micro_batches});
     }
+    if (stages == 1) continue;
     for (const int segments : {2, 3, 4}) {
       for (const int rounds : {1, 2, 5}) {
         shapes.push_back({"interleaved", stages, segments, rounds * stages});
@@ -300,6 +301,8 @@ TEST(PipelineShapeTest, WrongNumbersAreNamed) {
               HasSubstr("schedule \"gpipe\": must be"));
   EXPECT_THAT(std::string(CheckPipelineShape({"1f1b", 2, 2, 4}).message()),
               HasSubstr("virtual_stages = 2"));
+  EXPECT_THAT(std::string(CheckPipelineShape({"interleaved", 1, 2, 4}).message()),
+              testing::HasSubstr("at least 2 stages"));
   EXPECT_THAT(std::string(CheckPipelineShape({"interleaved", 2, 1, 4}).message()),
               HasSubstr("at least 2 segments"));
   EXPECT_THAT(std::string(CheckPipelineShape({"interleaved", 2, 2, 5}).message()),

@@ -236,6 +236,9 @@ TEST(RunFileTest, ALayoutMustFitRanksLayersExpertsAndBatch) {
       HasSubstr("must be 1 with [model] tie_word_embeddings = true"));
   EXPECT_THAT(ErrorOf(kValid, {{"layout.schedule=interleaved", "."}, {"layout.pipeline=2", "."}}),
               HasSubstr("needs at least 2 segments a stage"));
+  EXPECT_THAT(
+      ErrorOf(kValid, {{"layout.schedule=interleaved", "."}, {"layout.virtual_stages=2", "."}}),
+      HasSubstr("needs at least 2 stages, not 1"));
   EXPECT_THAT(ErrorOfSet("layout.virtual_stages=2"), HasSubstr("has one segment a stage"));
   EXPECT_THAT(ErrorOfSet("layout.schedule=gpipe"), HasSubstr("\"zero-bubble\""));
   EXPECT_THAT(ErrorOfSet("layout.zero=2"), HasSubstr("an integer from 0 to 1"));

@@ -31,7 +31,6 @@ struct CommunicatorProgress {
   const char* operation = "";  // the one it is in, or was last in; a string literal
   std::uint64_t entered = 0;
   std::uint64_t left = 0;
-  double busy_seconds = 0;  // inside operations, cumulative
 };
 
 class Communicator {

@@ -6,7 +6,6 @@
 #include <atomic>
 #include <cstdint>
 
-#include "common/clock.h"
 #include "worker/collectives/communicator.h"
 
 namespace paceline {
@@ -15,17 +14,11 @@ class ProgressCounters {
  public:
   // `name` is a string literal.
   void Enter(const char* name) {
-    entered_at_ = std::chrono::steady_clock::now();
     operation_.store(name, std::memory_order_relaxed);
     entered_.fetch_add(1, std::memory_order_release);
   }
 
-  void Leave() {
-    const double seconds = SecondsBetween(entered_at_, std::chrono::steady_clock::now());
-    busy_seconds_.store(busy_seconds_.load(std::memory_order_relaxed) + seconds,
-                        std::memory_order_relaxed);
-    left_.fetch_add(1, std::memory_order_release);
-  }
+  void Leave() { left_.fetch_add(1, std::memory_order_release); }
 
   CommunicatorProgress Read() const {
     CommunicatorProgress progress;
@@ -34,16 +27,13 @@ class ProgressCounters {
     progress.left = left_.load(std::memory_order_acquire);
     progress.entered = entered_.load(std::memory_order_acquire);
     progress.operation = operation_.load(std::memory_order_relaxed);
-    progress.busy_seconds = busy_seconds_.load(std::memory_order_relaxed);
     return progress;
   }
 
  private:
-  SteadyTime entered_at_;
   std::atomic<const char*> operation_{""};
   std::atomic<std::uint64_t> entered_{0};
   std::atomic<std::uint64_t> left_{0};
-  std::atomic<double> busy_seconds_{0};
 };
 
 }  // namespace paceline

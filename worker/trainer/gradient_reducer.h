@@ -4,7 +4,8 @@
 // exact: each micro-batch's float32 gradient is added to a float64 accumulator; ranks are
 // summed in float64 in rank order; the sum is rounded to float32 once. A sum of a few float32
 // values in float64 is exact unless their exponents lie more than 26 or so apart, so the result
-// does not depend on how the micro-batches are spread over ranks.
+// does not depend on how the micro-batches are spread over ranks. (Routed experts that serve
+// several ranks have summed those ranks' tokens in float32 before.)
 // fast: everything in float32; backward itself accumulates.
 //
 // A bucket is shared by the data-parallel group, or by the expert-data group where it holds routed

@@ -78,6 +78,13 @@ absl::Status PipelineExecutor::Run(const std::vector<PipelineAction>& actions,
   return compute_.status();
 }
 
+void PipelineExecutor::Drain() {
+  for (Direction* direction :
+       {&activations_in_, &activations_out_, &gradients_in_, &gradients_out_}) {
+    if (direction->stream) direction->stream->Synchronize().IgnoreError();
+  }
+}
+
 // In the order of the list, as far as slots are free: that is the order in which the neighbour
 // sends.
 void PipelineExecutor::PostReceives(const std::vector<PipelineAction>& actions) {

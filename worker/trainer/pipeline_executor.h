@@ -48,6 +48,10 @@ class PipelineExecutor {
   // any stream.
   absl::Status Run(const std::vector<PipelineAction>& actions, const PassHandlers& handlers);
 
+  // After a failure, with the groups aborted: waits until no stream uses the model, the slots or
+  // the groups any more.
+  void Drain();
+
   // Time the compute stream stood waiting for other stages, cumulative.
   double wait_seconds() const { return wait_seconds_; }
 
@@ -77,11 +81,11 @@ class PipelineExecutor {
   const int slots_;
   const std::size_t elements_;
   Stream& compute_;
+  std::vector<std::unique_ptr<Slot>> slot_;  // segment * slots + slot; outlives the streams
   Direction activations_in_;
   Direction activations_out_;
   Direction gradients_in_;
   Direction gradients_out_;
-  std::vector<std::unique_ptr<Slot>> slot_;  // segment * slots + slot
 
   // Of the list that runs.
   std::vector<int> finished_;   // by segment: micro-batches through with their slot

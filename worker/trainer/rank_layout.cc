@@ -25,6 +25,12 @@ absl::Status CheckRankStart(const RunFile& run_file, const v1::RankStart& start)
         absl::StrCat("rank ", start.rank(), " has no place in layout pipeline ", layout.pipeline,
                      " x data ", layout.data, " (expert ", layout.expert, ")"));
   }
+  if (layout.expert > 1 && (run_file.model.n_routed_experts == 0 ||
+                            run_file.model.n_routed_experts % layout.expert != 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("[model] n_routed_experts = ", run_file.model.n_routed_experts,
+                     " does not split over ", layout.expert, " ranks"));
+  }
   const TrainSection& train = run_file.train;
   if (train.global_batch_size % (train.micro_batch_size * layout.data) != 0) {
     return absl::InvalidArgumentError(

@@ -130,9 +130,12 @@ absl::Status Trainer::Run(ParallelGroups& groups) {
   checkpointer_ =
       std::make_unique<Checkpointer>(start_.rank(), start_.key(), run_file_.checkpoint.dir, send_);
   const absl::Status trained = TrainSteps();
-  // An abort's reason explains more than the collective error that it caused.
-  if (!trained.ok() && !control_.status().ok()) return control_.status();
-  RETURN_IF_ERROR(trained);
+  if (!trained.ok()) {
+    // An abort's reason explains more than the collective error that it caused.
+    const absl::Status told = control_.status();
+    LeaveGroups(trained);
+    return told.ok() ? trained : told;
+  }
 
   checkpointer_->Flush();
   PublishProgress();
@@ -144,6 +147,14 @@ absl::Status Trainer::Run(ParallelGroups& groups) {
   finished.set_stopped(stop_agreed_ && step_ < run_file_.train.steps);
   send_(std::move(message));
   return absl::OkStatus();
+}
+
+// A stream may still wait for a peer that lives; nothing may be in use when `groups` go.
+void Trainer::LeaveGroups(const absl::Status& reason) {
+  groups_->Abort(std::string(reason.message()));
+  executor_->Drain();
+  communication_.Synchronize().IgnoreError();
+  expert_communication_.Synchronize().IgnoreError();
 }
 
 absl::Status Trainer::TrainSteps() {
@@ -281,7 +292,7 @@ absl::Status Trainer::Step() {
   totals_.set_pipeline_wait_seconds(totals_.pipeline_wait_seconds() + pipeline_wait);
   totals_.set_compute_seconds(totals_.compute_seconds() + seconds - exposed - data_wait -
                               pipeline_wait);
-  totals_.set_tokens(totals_.tokens() + step_tokens_ / layout_.world_size());
+  totals_.set_tokens((step_ - start_.start_step()) * step_tokens_ / layout_.world_size());
   if (start_.rank() == 0) {
     v1::WorkerMessage message;
     v1::StepRecord& record = *message.mutable_step();

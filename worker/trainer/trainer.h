@@ -65,6 +65,7 @@ class Trainer {
   absl::Status Load();
   absl::Status LoadCheckpoint();
   absl::Status TrainSteps();
+  void LeaveGroups(const absl::Status& reason);
   absl::Status WaitForWindow();
   absl::Status Step();
   absl::Status ForwardBackward();

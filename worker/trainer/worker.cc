@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <condition_variable>
 #include <fstream>
@@ -139,7 +140,10 @@ class Worker {
     CommunicatorOptions options;
     options.rank = start.rank();
     options.size = start.layout().pipeline() * start.layout().data();
-    options.operation_timeout = timeouts.collective;
+    // A stage waits for its first input, and at the step's end for the last gradient, while every
+    // segment before and behind it computes.
+    const int segments = start.layout().pipeline() * start.layout().virtual_stages();
+    options.operation_timeout = timeouts.collective * std::max(1, 2 * (segments - 1));
     options.connect_timeout = timeouts.startup;
     const auto exchange = [&](const std::string& own) {
       v1::WorkerMessage message;
