@@ -343,7 +343,7 @@ void AddImport(CLI::App& group, Invocation& invocation) {
   Verb verb(group, invocation,
             {.name = "import",
              .help = "Make a checkpoint of a Hugging Face model folder, for [checkpoint] init",
-             .examples = {"paceline checkpoint import Llama-3.2-1B --output imported"}},
+             .examples = {"paceline checkpoint import TinyLlama-1.1B --output imported"}},
             *options);
   verb.Argument("HF_DIR", options->imported.input,
                 "Folder with config.json and safetensors: Llama, Mixtral or GLM-4 MoE",

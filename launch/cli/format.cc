@@ -39,7 +39,7 @@ std::string FormatDuration(double seconds) {
 std::string FormatCount(double count) {
   if (!std::isfinite(count)) return "?";
   if (std::abs(count) < 999.5) return Printed("%.0f", count);
-  const char* suffixes = "kMGTPE";
+  const char* suffixes = "kMGTPEZYRQ";
   double value = count / 1000;
   while (std::abs(value) >= 999.5 && suffixes[1] != '\0') {
     value /= 1000;

@@ -173,17 +173,22 @@ void PrintOthers(const Plan& plan) {
 }
 
 // How to run with a layout that was chosen here.
-std::string SetsOf(const planning::Candidate& candidate) {
+std::string SetsOf(const planning::Candidate& candidate, const planning::Machine& machine) {
   const ParallelLayout& layout = candidate.layout;
-  std::string sets = "--set layout.pipeline=" + Text(layout.pipeline) +
-                     " --set layout.expert=" + Text(layout.expert) +
-                     " --set layout.zero=" + Text(layout.shard_optimizer ? 1 : 0) +
-                     " --set train.micro_batch_size=" + Text(candidate.micro_batch_size);
-  if (layout.pipeline > 1) sets += " --set layout.schedule=" + layout.schedule;
-  if (layout.virtual_stages > 1) {
-    sets += " --set layout.virtual_stages=" + Text(layout.virtual_stages);
-  }
-  return sets;
+  const std::int64_t nodes =
+      (layout.world_size() + machine.slots_per_node - 1) / machine.slots_per_node;
+  const auto set = [](const char* key, const std::string& value) {
+    return std::string(" --set ") + key + "=" + value;
+  };
+  return "--set layout.pipeline=" + Text(layout.pipeline) +
+         set("layout.schedule", layout.schedule) +
+         set("layout.virtual_stages", Text(layout.virtual_stages)) +
+         set("layout.expert", Text(layout.expert)) +
+         set("layout.zero", Text(layout.shard_optimizer ? 1 : 0)) +
+         set("train.micro_batch_size", Text(candidate.micro_batch_size)) +
+         set("launch.nodes", Text(nodes)) +
+         set("launch.slots_per_node",
+             Text(std::min<std::int64_t>(machine.slots_per_node, layout.world_size())));
 }
 
 }  // namespace
@@ -265,7 +270,7 @@ void PrintText(const Plan& plan) {
   Print("FLOPs a token", count(flops) + " (forward and backward)");
   Print("layout", planning::TextOf(plan.candidate));
   Print("  why", plan.why);
-  if (plan.chosen) Print("  to take it", SetsOf(plan.candidate));
+  if (plan.chosen) Print("  to take it", SetsOf(plan.candidate, plan.machine));
   if (plan.tried > 0) {
     Print("", "of " + Text(static_cast<std::int64_t>(plan.tried)) + " layouts, " +
                   Text(static_cast<std::int64_t>(plan.fitting)) + " fit into memory");
@@ -276,7 +281,9 @@ void PrintText(const Plan& plan) {
                          ", in order: experts beside each other, then stages, then data");
   Print("batch", Text(run_file.train.global_batch_size) + " sequences of " +
                      Text(run_file.train.sequence_length) + " tokens; " +
-                     Text(MicroBatches(run_file, plan.candidate)) + " micro-batches of " +
+                     Text(MicroBatches(run_file, plan.candidate)) +
+                     (MicroBatches(run_file, plan.candidate) == 1 ? " micro-batch of "
+                                                                  : " micro-batches of ") +
                      Text(plan.candidate.micro_batch_size) + " on each rank");
   Print("steps", Text(run_file.train.steps) + ", " + count(tokens) + " tokens, " +
                      count(flops * tokens) + " FLOPs");

@@ -69,8 +69,12 @@ absl::StatusOr<Target> TargetOf(const Options& options, const RunFile& run_file,
   Target target;
   if (cluster) {
     target.machine = planning::MachineOf(*cluster, run_file);
-    // A part of the cluster, where the run asks for a part.
-    if (!options.choose && run_file.launch.nodes < target.machine.nodes) {
+    // A part of the cluster, where a part is asked for: by the run file, or, where the layout is to
+    // be chosen, on the command line.
+    const bool nodes_set =
+        std::any_of(options.sets.begin(), options.sets.end(),
+                    [](const std::string& set) { return set.starts_with("launch.nodes="); });
+    if ((!options.choose || nodes_set) && run_file.launch.nodes < target.machine.nodes) {
       target.machine.nodes = run_file.launch.nodes;
     }
     target.name = cluster->cluster.name;

@@ -129,12 +129,14 @@ void AddResumeVerb(CLI::App& app, Invocation& invocation) {
              .help = "Go on with a run from its last committed checkpoint",
              .examples = {"paceline resume latest",
                           "paceline resume quickstart-2024 --set train.steps=600",
-                          "paceline resume latest --set launch.nodes=1"}},
+                          "paceline resume latest --set launch.nodes=1",
+                          "paceline resume latest --set layout.pipeline=2"}},
             *options);
   verb.RunArgument(options->run);
-  verb.Sets(options->sets,
-            "section.key=value in place of the run's; [launch], [failure], [rates], train.steps, "
-            "checkpoint.interval_steps and checkpoint.keep may change. May be repeated");
+  verb.Sets(
+      options->sets,
+      "section.key=value in place of the run's; [layout], [launch], [failure], [rates], "
+      "train.steps, checkpoint.interval_steps and checkpoint.keep may change. May be repeated");
   verb.OutputForm();
   verb.Does([options] { return RunResume(*options); });
 }
