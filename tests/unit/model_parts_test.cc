@@ -248,7 +248,6 @@ std::vector<PipelineShape> Shapes() {
   return {
       {.schedule = "1f1b", .stages = 2, .micro_batches = 3},
       {.schedule = "1f1b", .stages = 4, .micro_batches = 6},
-      {.schedule = "interleaved", .stages = 1, .virtual_stages = 4, .micro_batches = 3},
       {.schedule = "interleaved", .stages = 2, .virtual_stages = 2, .micro_batches = 4},
       {.schedule = "zero-bubble", .stages = 1, .micro_batches = 2},
       {.schedule = "zero-bubble", .stages = 2, .micro_batches = 5},
