@@ -245,4 +245,16 @@ class Cluster {
   std::map<int, SessionId> sessions_;
 };
 
+// What `rank` of the cluster's generation says when it cannot go on, its process alive.
+inline v1::RankFailed FailureOf(const Cluster& cluster, int rank, absl::StatusCode code,
+                                const std::string& error) {
+  v1::RankFailed failed;
+  *failed.mutable_key() = cluster.Key();
+  failed.set_rank(rank);
+  failed.set_status_code(static_cast<int>(code));
+  failed.set_error(error);
+  failed.set_exit_code(-1);
+  return failed;
+}
+
 }  // namespace paceline::core

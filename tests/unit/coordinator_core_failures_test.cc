@@ -12,17 +12,6 @@ using std::chrono::seconds;
 using testing::HasSubstr;
 using Kind = v1::CoordinatorMessage;
 
-v1::RankFailed FailureOf(const Cluster& cluster, int rank, absl::StatusCode code,
-                         const std::string& error) {
-  v1::RankFailed failed;
-  *failed.mutable_key() = cluster.Key();
-  failed.set_rank(rank);
-  failed.set_status_code(static_cast<int>(code));
-  failed.set_error(error);
-  failed.set_exit_code(-1);
-  return failed;
-}
-
 TEST(FailuresTest, ALostNodeEndsTheGenerationEverywhereByName) {
   Cluster cluster;
   cluster.StartFourRanks(100);

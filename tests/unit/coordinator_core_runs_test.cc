@@ -11,17 +11,6 @@ using std::chrono::seconds;
 using testing::HasSubstr;
 using Kind = v1::CoordinatorMessage;
 
-v1::RankFailed FailureOf(const Cluster& cluster, int rank, absl::StatusCode code,
-                         const std::string& error) {
-  v1::RankFailed failed;
-  *failed.mutable_key() = cluster.Key();
-  failed.set_rank(rank);
-  failed.set_status_code(static_cast<int>(code));
-  failed.set_error(error);
-  failed.set_exit_code(-1);
-  return failed;
-}
-
 void FinishAll(Cluster& cluster, std::int64_t step, bool stopped = false) {
   cluster.Checkpoint(step);
   for (int rank = 0; rank < 4; ++rank) cluster.Finish(rank / 2, rank, step, stopped);
