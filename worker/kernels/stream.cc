@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/check.h"
+#include "worker/kernels/flush_denormals.h"
 
 namespace paceline {
 namespace {
@@ -47,7 +48,10 @@ void Stream::Impl::Run(Function function, void* storage, bool is_mark) {
     std::lock_guard lock(mutex);
     if (!error.ok()) return;
   }
-  absl::Status status = function(storage);
+  absl::Status status = [&] {
+    const FlushDenormals flush;
+    return function(storage);
+  }();
   if (status.ok()) return;
   std::lock_guard lock(mutex);
   if (error.ok()) error = std::move(status);
@@ -152,12 +156,6 @@ absl::Status Stream::Synchronize() {
 absl::Status Stream::status() const {
   std::lock_guard lock(impl_->mutex);
   return impl_->error;
-}
-
-void Stream::Reset() {
-  std::lock_guard lock(impl_->mutex);
-  PACELINE_CHECK(impl_->count == 0);
-  impl_->error = absl::OkStatus();
 }
 
 }  // namespace paceline

@@ -4,7 +4,8 @@
 // stream), so that communication overlaps computation as it does on a GPU.
 // Invariant: tasks of a stream never overlap and never reorder; after the first task that
 // returns an error the stream is failed: later tasks are skipped and Synchronize returns
-// that first error until Reset.
+// that first error.
+// Invariant: tasks compute with denormal numbers flushed to zero (flush_denormals.h).
 // Threading: one thread enqueues; Event::Record belongs to the stream's tasks; status() and
 // Abort-like flags may be read from any thread. Enqueue allocates nothing: a task's captures
 // fit kTaskBytes, and at most kQueueTasks wait (Enqueue blocks until there is room).
@@ -78,8 +79,6 @@ class Stream {
   // Waits until the stream is empty. The first error of its tasks, if any.
   absl::Status Synchronize();
   absl::Status status() const;
-  // Forgets the error. The stream must be empty.
-  void Reset();
 
  private:
   using Function = absl::Status (*)(void* storage);
