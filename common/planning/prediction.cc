@@ -161,9 +161,10 @@ std::vector<StageTimes> TimesOfStages(const RunFile& run_file, const Candidate& 
   const std::vector<LayerRange> ranges = SplitOf(run_file, layout);
   const Sharing sharing = SharingOf(layout, machine);
   // Layers of a kind are alike.
-  const PassSeconds dense = SecondsOfLayer(model, 0, batch, layout.expert, machine);
+  const bool split = layout.schedule == "zero-bubble";
+  const PassSeconds dense = SecondsOfLayer(model, 0, batch, layout.expert, machine, split);
   const PassSeconds last =
-      SecondsOfLayer(model, model.num_hidden_layers - 1, batch, layout.expert, machine);
+      SecondsOfLayer(model, model.num_hidden_layers - 1, batch, layout.expert, machine, split);
   const double message = batch.tokens() * static_cast<double>(model.hidden_size) * kept.activation;
   std::vector<StageTimes> stages;
   for (int stage = 0; stage < layout.pipeline; ++stage) {

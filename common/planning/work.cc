@@ -231,7 +231,8 @@ double ExchangeSeconds(const ModelSection& model, double tokens, int expert, dou
 }
 
 PassSeconds SecondsOfLayer(const ModelSection& model, std::int64_t layer,
-                           const MicroBatchShape& batch, int expert, const Machine& machine) {
+                           const MicroBatchShape& batch, int expert, const Machine& machine,
+                           bool split_backward) {
   const CostRates& rates = *machine.rates;
   const LayerWork work =
       WorkOfLayer(model, layer, static_cast<double>(batch.sequence), expert, machine.kept);
@@ -249,12 +250,17 @@ PassSeconds SecondsOfLayer(const ModelSection& model, std::int64_t layer,
   seconds.backward_weights =
       products + work.parameters * AccumulationBytes(machine.kept) / rates.accumulation_bytes;
   if (!model.IsSparse(layer) || expert == 1) return seconds;
-  const double exchange = ExchangeSeconds(model, tokens, expert, machine.kept.dispatch, machine) +
-                          ExchangeSeconds(model, tokens, expert, machine.kept.combine, machine);
-  const double hidden_by_shared =
-      rates.overlap * std::min(exchange, tokens * work.shared / rates.matrix_flops);
-  seconds.exchange_forward = exchange - hidden_by_shared;
-  seconds.exchange_backward = exchange - hidden_by_shared;
+  const double dispatch = ExchangeSeconds(model, tokens, expert, machine.kept.dispatch, machine);
+  const double combine = ExchangeSeconds(model, tokens, expert, machine.kept.combine, machine);
+  const auto exposed = [&rates](double exchange, double work_meanwhile) {
+    return exchange - rates.overlap * std::min(exchange, work_meanwhile);
+  };
+  // Of a shared expert's three products two come first in the forward and last in the backward.
+  const double shared = tokens * work.shared / rates.matrix_flops;
+  const double weights = split_backward ? 0 : tokens * work.experts / rates.expert_flops;
+  seconds.exchange_forward = exposed(dispatch, shared * 2 / 3) + exposed(combine, shared / 3);
+  seconds.exchange_backward =
+      exposed(dispatch, shared / 3) + exposed(combine, shared * 2 / 3 + weights);
   return seconds;
 }
 

@@ -57,9 +57,11 @@ struct PassSeconds {
   }
 };
 
-// machine.rates are known.
+// machine.rates are known. split_backward: the gradients of the weights are another pass, so those
+// of the experts' weights hide no exchange.
 PassSeconds SecondsOfLayer(const ModelSection& model, std::int64_t layer,
-                           const MicroBatchShape& batch, int expert, const Machine& machine);
+                           const MicroBatchShape& batch, int expert, const Machine& machine,
+                           bool split_backward);
 // Embedding and head, where `range` has them.
 PassSeconds SecondsOfEnds(const ModelSection& model, const LayerRange& range,
                           const MicroBatchShape& batch, const Machine& machine);

@@ -5,12 +5,14 @@
 #include <functional>
 #include <memory>
 #include <numeric>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/check.h"
 #include "common/status.h"
-#include "launch/cli/loopback_rate.h"
+#include "launch/cli/link_rates.h"
 #include "worker/kernels/attention.h"
 #include "worker/kernels/gemm.h"
 #include "worker/model/model.h"
@@ -162,7 +164,8 @@ double ModelledSeconds(const CalibrationShape& shape, const planning::CostRates&
   planning::PassSeconds seconds = planning::SecondsOfEnds(
       shape.model, {0, shape.model.num_hidden_layers}, shape.batch, machine);
   for (std::int64_t layer = 0; layer < shape.model.num_hidden_layers; ++layer) {
-    seconds += planning::SecondsOfLayer(shape.model, layer, shape.batch, 1, machine);
+    seconds += planning::SecondsOfLayer(shape.model, layer, shape.batch, 1, machine,
+                                        /*split_backward=*/false);
   }
   return seconds.total();
 }
@@ -235,6 +238,38 @@ std::vector<Product> LayerProducts(const ModelSection& model) {
   return products;
 }
 
+absl::StatusOr<planning::CostRates> MeasureRank(const CalibrationShape& shape) {
+  const ModelSection& model = shape.model;
+  Stream stream(Stream::Mode::kInline, "calibration");
+  const std::int64_t tokens = shape.batch.rows * shape.batch.sequence;
+  planning::CostRates rates;
+  rates.overlap = 0;
+  rates.matrix_flops = ProductFlops(stream, LayerProducts(model), tokens);
+  rates.head_flops = ProductFlops(stream, {{model.vocab_size, model.hidden_size}}, tokens);
+  rates.expert_flops =
+      model.n_routed_experts > 0 ? ExpertFlops(stream, model, tokens) : rates.matrix_flops;
+  MeasureAttention(stream, model, shape.batch, rates);
+  RETURN_IF_ERROR(MeasureModel(stream, shape, rates));
+  return rates;
+}
+
+// Rates at which all ranks together take the mean of their times.
+absl::StatusOr<planning::CostRates> MeanOf(
+    const std::vector<absl::StatusOr<planning::CostRates>>& ranks) {
+  for (const absl::StatusOr<planning::CostRates>& rank : ranks) RETURN_IF_ERROR(rank.status());
+  planning::CostRates mean = *ranks[0];
+  for (double planning::CostRates::*rate :
+       {&planning::CostRates::matrix_flops, &planning::CostRates::expert_flops,
+        &planning::CostRates::head_flops, &planning::CostRates::attention_forward_flops,
+        &planning::CostRates::attention_backward_flops, &planning::CostRates::memory_bytes,
+        &planning::CostRates::accumulation_bytes, &planning::CostRates::optimizer_bytes}) {
+    double seconds = 0;
+    for (const absl::StatusOr<planning::CostRates>& rank : ranks) seconds += 1 / (*rank).*rate;
+    mean.*rate = static_cast<double>(ranks.size()) / seconds;
+  }
+  return mean;
+}
+
 }  // namespace
 
 CalibrationShape CalibrationShapeFor(const RunFile& run_file) {
@@ -254,29 +289,31 @@ CalibrationShape CalibrationShapeFor(const RunFile& run_file) {
   return shape;
 }
 
-absl::StatusOr<planning::CostRates> Calibrate(const CalibrationShape& shape) {
-  const ModelSection& model = shape.model;
-  const double parameters = static_cast<double>(SizeOfModel(model).parameters);
+absl::StatusOr<planning::CostRates> Calibrate(const CalibrationShape& shape, int ranks,
+                                              const std::function<void(int rank)>& on_rank) {
+  PACELINE_CHECK(ranks > 0);
+  const double parameters = ranks * static_cast<double>(SizeOfModel(shape.model).parameters);
   if (parameters > kParametersMax) {
     return absl::InvalidArgumentError(
-        absl::StrCat("--calibrate: two layers of this model have ", parameters,
-                     " parameters, too many to measure in seconds (at most ", kParametersMax,
-                     "); describe the machine in a cluster file instead"));
+        absl::StrCat("--calibrate: two layers of this model, on ", ranks, " cores at once, have ",
+                     parameters, " parameters, too many to measure in seconds (at most ",
+                     kParametersMax, "); describe the machine in a cluster file instead"));
   }
-  Stream stream(Stream::Mode::kInline, "calibration");
-  const std::int64_t tokens = shape.batch.rows * shape.batch.sequence;
-  planning::CostRates rates;
-  rates.overlap = 0;
-  rates.matrix_flops = ProductFlops(stream, LayerProducts(model), tokens);
-  rates.head_flops = ProductFlops(stream, {{model.vocab_size, model.hidden_size}}, tokens);
-  rates.expert_flops =
-      model.n_routed_experts > 0 ? ExpertFlops(stream, model, tokens) : rates.matrix_flops;
-  MeasureAttention(stream, model, shape.batch, rates);
-  RETURN_IF_ERROR(MeasureModel(stream, shape, rates));
-  ASSIGN_OR_RETURN(rates.inside_node, MeasureLoopback());
-  rates.between_nodes = rates.inside_node;
-  rates.exchange_inside_node = rates.inside_node;
-  rates.exchange_between_nodes = rates.inside_node;
+  std::vector<absl::StatusOr<planning::CostRates>> measured(static_cast<std::size_t>(ranks),
+                                                            absl::UnknownError("not measured"));
+  {
+    std::vector<std::jthread> threads;
+    for (int rank = 0; rank < ranks; ++rank) {
+      threads.emplace_back([&, rank] {
+        if (on_rank) on_rank(rank);
+        measured[static_cast<std::size_t>(rank)] = MeasureRank(shape);
+      });
+    }
+  }
+  ASSIGN_OR_RETURN(planning::CostRates rates, MeanOf(measured));
+  ASSIGN_OR_RETURN(const LinkRates links, MeasureLinks(on_rank ? on_rank : [](int) {}));
+  rates.inside_node = rates.between_nodes = links.reduction;
+  rates.exchange_inside_node = rates.exchange_between_nodes = links.exchange;
   return rates;
 }
 

@@ -1,8 +1,10 @@
 // Measures the rates of this machine that the planner's cost model needs, by running the worker's
 // kernels and a small model's layers for a few seconds.
 // Invariant: what is measured is another shape than the run's: fewer layers, other sequences.
-// Threading: the caller's thread computes, as a rank does; a helper thread answers messages.
+// Threading: threads of its own compute, as ranks do.
 #pragma once
+
+#include <functional>
 
 #include "absl/status/statusor.h"
 #include "common/planning/machine.h"
@@ -20,8 +22,12 @@ struct CalibrationShape {
 // its rows; fewer tokens where the model is large.
 CalibrationShape CalibrationShapeFor(const RunFile& run_file);
 
-// Rates of one rank that has a core of its own. kInvalidArgument: the model is too large to be
-// measured in seconds; kUnavailable: loopback messages fail.
-absl::StatusOr<planning::CostRates> Calibrate(const CalibrationShape& shape);
+// Rates of one of `ranks` that compute at once, each on a core of its own, and of messages between
+// two. on_rank(rank) is called on each rank's thread first, to bind it to a core.
+// kInvalidArgument: the model is too large to be measured in seconds. kUnavailable,
+// kDeadlineExceeded: messages fail.
+absl::StatusOr<planning::CostRates> Calibrate(
+    const CalibrationShape& shape, int ranks,
+    const std::function<void(int rank)>& on_rank = nullptr);
 
 }  // namespace paceline::cli

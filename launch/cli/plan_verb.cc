@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -64,6 +65,12 @@ std::vector<std::string> AssumptionsOf(const planning::ClusterFile& cluster) {
   return assumptions;
 }
 
+// Ranks of the run that compute on this machine at once, as far as it has cores.
+int RanksAtOnce(const RunFile& run_file) {
+  const std::int64_t cores = std::max(1u, std::thread::hardware_concurrency());
+  return static_cast<int>(std::min(run_file.launch.nodes * run_file.launch.slots_per_node, cores));
+}
+
 absl::StatusOr<Target> TargetOf(const Options& options, const RunFile& run_file,
                                 const std::optional<planning::ClusterFile>& cluster) {
   Target target;
@@ -86,7 +93,8 @@ absl::StatusOr<Target> TargetOf(const Options& options, const RunFile& run_file,
   target.name = "this machine";
   if (options.calibrate) {
     std::fprintf(stderr, "measuring this machine...\n");
-    ASSIGN_OR_RETURN(target.machine.rates, Calibrate(CalibrationShapeFor(run_file)));
+    ASSIGN_OR_RETURN(target.machine.rates,
+                     Calibrate(CalibrationShapeFor(run_file), RanksAtOnce(run_file)));
     target.assumptions.push_back(
         "each rank has a core of its own, and its messages take that core's time");
   }

@@ -1,9 +1,10 @@
 // Layouts beside plain data parallelism at equal work: two ranks of one compute thread, each with
-// all its threads on a core of its own, over Gloo, the real trainer. Pairs are interleaved; a
+// all its threads on a core of its own, over Gloo, the real trainer. Sparse models begin from a
+// checkpoint in which their experts get about equal numbers of tokens. Pairs are interleaved; a
 // figure is the median over the pairs of plain step time / layout step time (above 1: faster).
-// Beside it what the planner predicts from rates that were measured before, on another shape.
+// Beside it what the planner predicts from rates measured on another shape before each pair.
 //
-// usage: layout_bench [--pairs N] [--steps N] [--json]
+// usage: layout_bench [--pairs N] [--steps N] [--only TEXT] [--json]
 #include <algorithm>
 #include <charconv>
 #include <cstdio>
@@ -28,6 +29,7 @@ struct Variant {
   const char* name;
   LayoutSection layout;
   bool dense;
+  std::int64_t micro_batch_size = 2;
 };
 
 const std::vector<Variant> kVariants = {
@@ -36,6 +38,7 @@ const std::vector<Variant> kVariants = {
     {"zero, dense", {.zero = 1}, true},
     {"zero, sparse", {.zero = 1}, false},
     {"expert 2", {.expert = 2}, false},
+    {"expert 2, micro-batch 8", {.expert = 2}, false, 8},
     {"expert 2, zero", {.expert = 2, .zero = 1}, false},
     {"pipeline 2, 1f1b", {.pipeline = 2}, false},
     {"pipeline 2, interleaved",
@@ -63,13 +66,21 @@ RunFile RunOf(const std::string& folder, std::int64_t steps, const Variant& vari
   run.data.valid.clear();
   run.train.sequence_length = 256;
   run.train.global_batch_size = 16;
-  run.train.micro_batch_size = 2;
+  run.train.micro_batch_size = variant.micro_batch_size;
   run.train.steps = steps;
   run.launch.nodes = 1;
   run.launch.slots_per_node = kRanks;
   run.layout = variant.layout;
   return run;
 }
+
+// Steps after which balancing has evened out what the experts get.
+constexpr std::int64_t kBalancedSteps = 200;
+
+struct Start {
+  std::string checkpoint;  // "": the beginning
+  std::int64_t step = 0;
+};
 
 double Median(std::vector<double> values) {
   const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
@@ -82,15 +93,25 @@ struct Measured {
   double waiting = 0;       // for other stages, share of the time in steps, the worse rank
 };
 
-Measured Train(const RunFile& run) {
-  const std::vector<RankOutcome> outcomes = TrainInProcess(run, kRanks, {.pin = true});
+[[noreturn]] void Fail(const absl::Status& status) {
+  std::fprintf(stderr, "layout_bench: %s\n", status.ToString().c_str());
+  std::exit(1);
+}
+
+std::vector<RankOutcome> Outcomes(RunFile run, const Start& start) {
+  run.train.steps += start.step;
+  std::vector<RankOutcome> outcomes = TrainInProcess(
+      run, kRanks, {.checkpoint = start.checkpoint, .start_step = start.step, .pin = true});
+  for (const RankOutcome& outcome : outcomes) {
+    if (!outcome.status.ok()) Fail(outcome.status);
+  }
+  return outcomes;
+}
+
+Measured Train(const RunFile& run, const Start& start) {
   std::vector<double> seconds;
   Measured measured;
-  for (const RankOutcome& outcome : outcomes) {
-    if (!outcome.status.ok()) {
-      std::fprintf(stderr, "layout_bench: %s\n", outcome.status.ToString().c_str());
-      std::exit(1);
-    }
+  for (const RankOutcome& outcome : Outcomes(run, start)) {
     for (const v1::WorkerMessage& message : outcome.messages) {
       if (message.has_step()) seconds.push_back(message.step().step_seconds());
     }
@@ -102,17 +123,15 @@ Measured Train(const RunFile& run) {
   return measured;
 }
 
-// The rates of one rank that has a core to itself.
+Start BalancedStart(const std::string& folder) {
+  const RunFile run = RunOf(folder, kBalancedSteps, {.layout = {}, .dense = false});
+  return {CommitCheckpoint(run, Outcomes(run, {}), kBalancedSteps), kBalancedSteps};
+}
+
 planning::CostRates MeasureRates(const RunFile& run) {
-  absl::StatusOr<planning::CostRates> rates = absl::InternalError("not measured");
-  std::jthread([&] {
-    PinToCore(0);
-    rates = cli::Calibrate(cli::CalibrationShapeFor(run));
-  }).join();
-  if (!rates.ok()) {
-    std::fprintf(stderr, "layout_bench: %s\n", rates.status().ToString().c_str());
-    std::exit(1);
-  }
+  absl::StatusOr<planning::CostRates> rates =
+      cli::Calibrate(cli::CalibrationShapeFor(run), kRanks, PinToCore);
+  if (!rates.ok()) Fail(rates.status());
   return *std::move(rates);
 }
 
@@ -129,38 +148,46 @@ double BubbleOf(const planning::StepSimulation& step) {
   return most / step.seconds;
 }
 
-int Run(int pairs, std::int64_t steps, bool json) {
+// `only`: the variants in whose names it stands.
+int Run(int pairs, std::int64_t steps, std::string_view only, bool json) {
   const TempFolder folder;
+  const TempFolder balanced_folder;
+  const Start balanced = BalancedStart(balanced_folder.path());
   if (!json) {
     std::printf("%-26s %7s %9s %13s %7s %9s %11s\n", "layout", "ratio", "step ms", "predicted ms",
                 "off", "waiting", "predicted");
   }
   std::string lines;
   for (const Variant& variant : kVariants) {
+    if (std::string_view(variant.name).find(only) == std::string_view::npos) continue;
     Variant plain = variant;
     plain.layout = {};
     const RunFile with = RunOf(folder.path(), steps, variant);
     const RunFile without = RunOf(folder.path(), steps, plain);
-    const planning::StepSimulation predicted = PredictionOf(with, MeasureRates(with));
+    const Start start = variant.dense ? Start{} : balanced;
     std::vector<double> ratios;
+    std::vector<double> predicted_ms;
+    std::vector<double> predicted_waiting;
     std::vector<double> step_ms;
     std::vector<double> waiting;
     for (int pair = 0; pair < pairs; ++pair) {
-      const double reference = Train(without).step_seconds;
-      const Measured measured = Train(with);
+      const planning::StepSimulation predicted = PredictionOf(with, MeasureRates(with));
+      const double reference = Train(without, start).step_seconds;
+      const Measured measured = Train(with, start);
+      predicted_ms.push_back(predicted.seconds * 1e3);
+      predicted_waiting.push_back(BubbleOf(predicted));
       ratios.push_back(reference / measured.step_seconds);
       step_ms.push_back(measured.step_seconds * 1e3);
       waiting.push_back(measured.waiting);
     }
-    const double predicted_ms = predicted.seconds * 1e3;
     char line[320];
-    std::snprintf(line, sizeof line,
-                  json
-                      ? R"({"layout": "%s", "ratio": %.3f, "step_ms": %.2f, "predicted_ms": %.2f, )"
-                        R"("off": %.3f, "waiting": %.3f, "predicted_waiting": %.3f})"
-                      : "%-26s %7.3f %9.2f %13.2f %+7.3f %9.3f %11.3f",
-                  variant.name, Median(ratios), Median(step_ms), predicted_ms,
-                  predicted_ms / Median(step_ms) - 1, Median(waiting), BubbleOf(predicted));
+    std::snprintf(
+        line, sizeof line,
+        json ? R"({"layout": "%s", "ratio": %.3f, "step_ms": %.2f, "predicted_ms": %.2f, )"
+               R"("off": %.3f, "waiting": %.3f, "predicted_waiting": %.3f})"
+             : "%-26s %7.3f %9.2f %13.2f %+7.3f %9.3f %11.3f",
+        variant.name, Median(ratios), Median(step_ms), Median(predicted_ms),
+        Median(predicted_ms) / Median(step_ms) - 1, Median(waiting), Median(predicted_waiting));
     if (!json) {
       std::printf("%s\n", line);
       std::fflush(stdout);
@@ -184,6 +211,7 @@ std::int64_t NumberOf(std::string_view text, std::int64_t fallback) {
 int main(int argc, char** argv) {
   int pairs = 15;
   std::int64_t steps = 12;
+  std::string_view only;
   bool json = false;
   for (int i = 1; i < argc; ++i) {
     const std::string_view argument = argv[i];
@@ -193,10 +221,12 @@ int main(int argc, char** argv) {
       pairs = static_cast<int>(std::max<std::int64_t>(1, paceline::NumberOf(argv[++i], pairs)));
     } else if (i + 1 < argc && argument == "--steps") {
       steps = std::max<std::int64_t>(4, paceline::NumberOf(argv[++i], steps));
+    } else if (i + 1 < argc && argument == "--only") {
+      only = argv[++i];
     } else {
-      std::fprintf(stderr, "usage: layout_bench [--pairs N] [--steps N] [--json]\n");
+      std::fprintf(stderr, "usage: layout_bench [--pairs N] [--steps N] [--only TEXT] [--json]\n");
       return 2;
     }
   }
-  return paceline::Run(pairs, steps, json);
+  return paceline::Run(pairs, steps, only, json);
 }

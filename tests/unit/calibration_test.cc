@@ -39,12 +39,13 @@ TEST(CalibrationTest, TheShapeMeasuredIsAnotherThanTheRuns) {
 }
 
 TEST(CalibrationTest, EveryRateIsANumberAboveZero) {
-  const absl::StatusOr<planning::CostRates> rates = Calibrate(CalibrationShapeFor(TinyRun()));
+  const absl::StatusOr<planning::CostRates> rates = Calibrate(CalibrationShapeFor(TinyRun()), 2);
   ASSERT_TRUE(rates.ok()) << rates.status();
   for (const double rate :
        {rates->matrix_flops, rates->expert_flops, rates->head_flops, rates->attention_forward_flops,
         rates->attention_backward_flops, rates->memory_bytes, rates->accumulation_bytes,
-        rates->optimizer_bytes, rates->inside_node.bytes_per_s, rates->inside_node.latency_s}) {
+        rates->optimizer_bytes, rates->inside_node.bytes_per_s, rates->inside_node.latency_s,
+        rates->exchange_inside_node.bytes_per_s, rates->exchange_inside_node.latency_s}) {
     EXPECT_TRUE(std::isfinite(rate) && rate > 0) << rate;
   }
 }
@@ -53,7 +54,7 @@ TEST(CalibrationTest, WhatTakesLongerThanSecondsIsRefused) {
   RunFile run_file = TinyRun();
   run_file.model.hidden_size = 8192;
   run_file.model.vocab_size = 100'000;
-  const absl::Status refused = Calibrate(CalibrationShapeFor(run_file)).status();
+  const absl::Status refused = Calibrate(CalibrationShapeFor(run_file), 1).status();
   EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(refused.message()), HasSubstr("too many to measure in seconds"));
 }

@@ -133,6 +133,7 @@ std::vector<RankResult> TrainSpread(
     results[static_cast<std::size_t>(group.rank())] = Train(*model, at, group.rank());
     EXPECT_TRUE(compute.Synchronize().ok()) << compute.status();
     EXPECT_TRUE(communication.Synchronize().ok()) << communication.status();
+    EXPECT_GT(model->expert_wait_seconds(), 0);
   });
   return results;
 }

@@ -217,7 +217,9 @@ TEST_P(LayoutsTest, WhatOneLayoutSavedTrainsOnInAnother) {
     ExpectAllTrained(resumed, after);
     const std::vector<double> whole = saved[0].losses();
     ExpectLosses(resumed[0].losses(), whole, kSteps / 2, from.bits && to.bits);
-    if (from.bits && to.bits) EXPECT_EQ(whole, reference);
+    if (from.bits && to.bits) {
+      EXPECT_EQ(whole, reference);
+    }
   }
 }
 

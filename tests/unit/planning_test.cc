@@ -99,7 +99,7 @@ TEST(WorkTest, FlopsAreThoseOfTheModelShape) {
   // two are what kernels do.
   machine.rates->attention_backward_flops = 1.25;
   for (const std::int64_t layer : {0, 1, 3}) {
-    const PassSeconds seconds = SecondsOfLayer(model, layer, batch, 1, machine);
+    const PassSeconds seconds = SecondsOfLayer(model, layer, batch, 1, machine, false);
     EXPECT_NEAR(seconds.total() / (batch.tokens() * LayerFlopsPerToken(model, layer, 256)), 1,
                 1e-12);
   }

@@ -65,7 +65,6 @@ class CheckpointReader {
   ~CheckpointReader();
 
   const Manifest& manifest() const;
-  bool Has(const std::string& tensor) const;
 
   // Reads the slice [start, start + shape) of global tensor `name` into `out` (float32, dense),
   // straight from the parts that hold it; every part slice touched is checked against its
@@ -73,7 +72,7 @@ class CheckpointReader {
   // file. kInvalidArgument: no such tensor, or another shape.
   absl::Status Read(const std::string& name, std::span<const std::int64_t> start,
                     std::span<const std::int64_t> shape, std::span<float> out) const;
-  // Checks every digest of every part, and that a folder called step-N holds step N.
+  // Checks every digest of every part, and that a folder called after a step holds that step.
   absl::Status Verify() const;
 
  private:

@@ -247,10 +247,6 @@ absl::StatusOr<std::unique_ptr<CheckpointReader>> CheckpointReader::Open(
 
 const Manifest& CheckpointReader::manifest() const { return impl_->manifest; }
 
-bool CheckpointReader::Has(const std::string& tensor) const {
-  return impl_->tensors.contains(tensor);
-}
-
 absl::Status CheckpointReader::Read(const std::string& name, std::span<const std::int64_t> start,
                                     std::span<const std::int64_t> shape,
                                     std::span<float> out) const {

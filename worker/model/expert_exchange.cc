@@ -1,9 +1,11 @@
 #include "worker/model/expert_exchange.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "common/clock.h"
 #include "worker/kernels/dispatch.h"
 
 namespace paceline {
@@ -42,7 +44,7 @@ ExpertExchange::ExpertExchange(const LayerContext& context, ExpertTransport& gro
   }
 }
 
-void ExpertExchange::StartDispatch(const std::int32_t* offsets, const float* rows) {
+void ExpertExchange::StartCounts(const std::int32_t* offsets) {
   PACELINE_CHECK(group_.communicator != nullptr);
   stream_.Enqueue([this, offsets] {
     for (std::int64_t e = 0; e < experts_ * static_cast<std::int64_t>(ranks()); ++e) {
@@ -55,16 +57,11 @@ void ExpertExchange::StartDispatch(const std::int32_t* offsets, const float* row
                                 expert_counts_.data(), expert_starts_.data(), block_rows_,
                                 expert_counts_.data(), expert_starts_.data(), DataType::kInt32);
   group_.communication->Enqueue([this, offsets] { return Plan(offsets); });
-  SendRows(rows);
 }
 
-void ExpertExchange::StartGradientDispatch(const float* rows) {
+void ExpertExchange::StartDispatch(const float* rows) {
   stream_.Record(group_.computed);
   group_.communication->Wait(group_.computed);
-  SendRows(rows);
-}
-
-void ExpertExchange::SendRows(const float* rows) {
   group_.communicator->AllToAll(*group_.communication, "expert dispatch", rows, sent_counts_.data(),
                                 sent_starts_.data(), arrived_, arrived_counts_.data(),
                                 arrived_starts_.data(), DataType::kFloat32);
@@ -105,7 +102,9 @@ absl::Status ExpertExchange::Plan(const std::int32_t* offsets) {
 }
 
 void ExpertExchange::AwaitExchange() {
+  const auto begin = std::chrono::steady_clock::now();
   stream_.Wait(group_.exchanged);
+  group_.wait_seconds += SecondsBetween(begin, std::chrono::steady_clock::now());
   stream_.Enqueue([communication = group_.communication] { return communication->status(); });
 }
 

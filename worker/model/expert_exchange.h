@@ -29,8 +29,9 @@ namespace paceline {
 struct ExpertTransport {
   Communicator* communicator = nullptr;
   Stream* communication = nullptr;
-  Event computed;   // what is to be sent lies ready
-  Event exchanged;  // what was to arrive has
+  Event computed;           // what is to be sent lies ready
+  Event exchanged;          // what was to arrive has
+  double wait_seconds = 0;  // in which the compute stream had nothing to do but wait for it
 };
 
 class ExpertExchange {
@@ -41,11 +42,12 @@ class ExpertExchange {
 
   ExpertExchange(const LayerContext& context, ExpertTransport& group);
 
-  // rows: (assignments, hidden), sorted by expert of the whole layer; offsets: where each expert's
-  // begin, (n_routed_experts + 1). Tells the other ranks how many rows come, then sends them.
-  void StartDispatch(const std::int32_t* offsets, const float* rows);
-  // The same for the gradients of what StartReturn returned: the counts are known.
-  void StartGradientDispatch(const float* rows);
+  // offsets: where each expert's rows begin, (n_routed_experts + 1). Tells the other ranks how many
+  // come, for the dispatches and returns of one micro-batch's forward and backward.
+  void StartCounts(const std::int32_t* offsets);
+  // rows: (assignments, hidden), sorted by expert of the whole layer: what goes into the experts,
+  // or the gradient of what StartReturn returned.
+  void StartDispatch(const float* rows);
   // local: (local_offsets()[experts], hidden), the rows of this rank's experts.
   void FinishDispatch(float* local);
 
@@ -58,7 +60,6 @@ class ExpertExchange {
   const std::int32_t* local_offsets() const { return local_offsets_; }
 
  private:
-  void SendRows(const float* rows);
   // From the counts of both sides, where everything lies. kInternal: more than can be.
   absl::Status Plan(const std::int32_t* offsets);
   // What follows on the compute stream finds what was exchanged, or does not run.

@@ -97,6 +97,12 @@ class Layer {
   // the same gradient of the output again. Uses up what Forward kept.
   virtual void BackwardWeights(const BatchShape& shape, const float* input,
                                const float* gradient_output, bool accumulate) = 0;
+  // Both passes, to the same bits.
+  virtual void Backward(const BatchShape& shape, const float* input, const float* gradient_output,
+                        float* gradient_input, bool accumulate) {
+    BackwardInput(shape, input, gradient_output, gradient_input);
+    BackwardWeights(shape, input, gradient_output, accumulate);
+  }
 };
 
 }  // namespace paceline

@@ -115,6 +115,8 @@ class Model {
   // compute stream fails with the same error. Expert gradients then are sums over the tokens of
   // the whole group.
   virtual void UseExpertGroup(Communicator& group, Stream& communication) = 0;
+  // Total time in which the compute stream waited for such rows.
+  virtual double expert_wait_seconds() const = 0;
 
   // logits: (rows * sequence, vocab_size) of `batch`; targets are not read. For generation; the
   // model is whole, in one segment.

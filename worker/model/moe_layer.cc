@@ -78,13 +78,14 @@ void MoeLayer::Forward(const BatchShape& shape, const float* input, float* outpu
   const std::int64_t tokens = shape.tokens();
   norm_.Forward(tokens, input);
   RouteForward(tokens);
+  if (exchange_) exchange_->StartCounts(offsets_);
   kernels::GatherRows(stream_, gathered_, norm_.normed(), assignment_, tokens, top_k_, hidden_);
-  if (exchange_) exchange_->StartDispatch(offsets_, gathered_);
-  kernels::Copy(stream_, output, input, tokens * hidden_);
+  if (exchange_) exchange_->StartDispatch(gathered_);
   if (shared_) shared_->ForwardGateUp(tokens, norm_.normed());
   if (exchange_) exchange_->FinishDispatch(local_in_);
   experts_.Forward(local_offsets_, local_in_, local_out_);
   if (exchange_) exchange_->StartReturn(local_out_, expert_out_);
+  kernels::Copy(stream_, output, input, tokens * hidden_);
   if (shared_) shared_->ForwardDown(tokens, output);
   if (exchange_) exchange_->FinishReturn();
   kernels::CombineForward(stream_, output, expert_out_, row_, weights_, output, tokens, top_k_,
@@ -103,15 +104,39 @@ void MoeLayer::RouteForward(std::int64_t tokens) {
 
 void MoeLayer::BackwardInput(const BatchShape& shape, const float* input,
                              const float* gradient_output, float* gradient_input) {
-  const std::int64_t tokens = shape.tokens();
+  BackwardThroughExperts(shape.tokens(), gradient_output);
+  BackwardFromExperts(shape.tokens(), input, gradient_output, gradient_input);
+}
+
+void MoeLayer::BackwardWeights(const BatchShape& shape, const float* input,
+                               const float* gradient_output, bool accumulate) {
+  BackwardExpertWeights(shape.tokens(), accumulate);
+  BackwardOtherWeights(shape.tokens(), input, gradient_output, accumulate);
+}
+
+// As the two passes, but the experts' weights have their turn while gradients travel.
+void MoeLayer::Backward(const BatchShape& shape, const float* input, const float* gradient_output,
+                        float* gradient_input, bool accumulate) {
+  BackwardThroughExperts(shape.tokens(), gradient_output);
+  BackwardExpertWeights(shape.tokens(), accumulate);
+  BackwardFromExperts(shape.tokens(), input, gradient_output, gradient_input);
+  BackwardOtherWeights(shape.tokens(), input, gradient_output, accumulate);
+}
+
+// To where the gradients of the experts' inputs are on their way back.
+void MoeLayer::BackwardThroughExperts(std::int64_t tokens, const float* gradient_output) {
   kernels::CombineBackward(stream_, expert_out_, gradient_weights_, gradient_output, expert_out_,
                            row_, weights_, tokens, top_k_, hidden_);
-  if (exchange_) exchange_->StartGradientDispatch(expert_out_);
+  if (exchange_) exchange_->StartDispatch(expert_out_);
   RouteBackward(tokens);
   if (shared_) shared_->BackwardDown(tokens, gradient_output);
   if (exchange_) exchange_->FinishDispatch(gradient_local_out_);
   experts_.BackwardInput(local_offsets_, gradient_local_out_, gradient_local_in_);
   if (exchange_) exchange_->StartReturn(gradient_local_in_, gradient_gathered_);
+}
+
+void MoeLayer::BackwardFromExperts(std::int64_t tokens, const float* input,
+                                   const float* gradient_output, float* gradient_input) {
   if (shared_) shared_->BackwardGateUp(tokens, gradient_normed_, /*beta=*/1.0f);
   if (exchange_) exchange_->FinishReturn();
   kernels::GatherRowsBackward(stream_, gradient_normed_, gradient_gathered_, row_, gradient_normed_,
@@ -127,12 +152,14 @@ void MoeLayer::RouteBackward(std::int64_t tokens) {
                 expert_count_);
 }
 
-void MoeLayer::BackwardWeights(const BatchShape& shape, const float* input,
-                               const float* gradient_output, bool accumulate) {
-  const std::int64_t tokens = shape.tokens();
+void MoeLayer::BackwardExpertWeights(std::int64_t tokens, bool accumulate) {
   experts_.BackwardWeights(local_offsets_, local_in_, gradient_local_out_, accumulate);
   kernels::Gemm(stream_, router_.gradient, gradient_logits_, norm_.normed(), expert_count_, hidden_,
                 tokens, {.transpose_a = true, .beta = accumulate ? 1.0f : 0.0f});
+}
+
+void MoeLayer::BackwardOtherWeights(std::int64_t tokens, const float* input,
+                                    const float* gradient_output, bool accumulate) {
   if (shared_) shared_->BackwardWeights(tokens, norm_.normed(), gradient_output, accumulate);
   norm_.BackwardWeights(tokens, input, gradient_normed_, accumulate);
 }

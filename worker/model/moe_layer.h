@@ -1,7 +1,8 @@
 // The feed-forward half of a sparse decoder layer: x + shared(n) + sum over the token's experts of
 // weight * expert(n), n = norm(x). Every token reaches every expert it chose (dropless): tokens
 // are sorted by expert and each expert multiplies its own rows, here or, with expert parallelism,
-// on the rank that holds it; the shared experts' work hides the way there and back.
+// on the rank that holds it. The way there and back is hidden by the shared experts' work, and in
+// Backward by the gradients of the experts' weights.
 // Invariant: as Layer's.
 // Threading: as Layer's.
 #pragma once
@@ -33,9 +34,17 @@ class MoeLayer : public Layer {
                      float* gradient_input) override;
   void BackwardWeights(const BatchShape& shape, const float* input, const float* gradient_output,
                        bool accumulate) override;
+  void Backward(const BatchShape& shape, const float* input, const float* gradient_output,
+                float* gradient_input, bool accumulate) override;
 
  private:
   void AllocateBuffers(const LayerContext& context);
+  void BackwardThroughExperts(std::int64_t tokens, const float* gradient_output);
+  void BackwardFromExperts(std::int64_t tokens, const float* input, const float* gradient_output,
+                           float* gradient_input);
+  void BackwardExpertWeights(std::int64_t tokens, bool accumulate);
+  void BackwardOtherWeights(std::int64_t tokens, const float* input, const float* gradient_output,
+                            bool accumulate);
   void RouteForward(std::int64_t tokens);
   void RouteBackward(std::int64_t tokens);
 

@@ -158,11 +158,15 @@ void Segment::RunBackward(const Passes& passes,
     part_completed(part++);
   }
   for (std::size_t i = layers_.size(); i-- > 0;) {
-    if (passes.input) {
+    if (!passes.weights) {
       layers_[i]->BackwardInput(shape_, residual_[i], gradient_[i + 1], gradient_[i]);
+      continue;
     }
-    if (!passes.weights) continue;
-    layers_[i]->BackwardWeights(shape_, residual_[i], gradient_[i + 1], passes.accumulate);
+    if (passes.input) {
+      layers_[i]->Backward(shape_, residual_[i], gradient_[i + 1], gradient_[i], passes.accumulate);
+    } else {
+      layers_[i]->BackwardWeights(shape_, residual_[i], gradient_[i + 1], passes.accumulate);
+    }
     part_completed(part++);
   }
   if (embedding_ && passes.weights) {

@@ -67,6 +67,7 @@ class Transformer : public Model {
                        int segment, int slot) override;
   SegmentBuffers buffers(int segment, int slot) override { return At(segment, slot).buffers(); }
   void UseExpertGroup(Communicator& group, Stream& communication) override;
+  double expert_wait_seconds() const override { return expert_group_.wait_seconds; }
   void Logits(const MicroBatch& batch, std::span<float> logits) override;
   std::span<std::int64_t> expert_tokens() override { return expert_tokens_; }
   void ResetExpertTokens() override;

@@ -44,7 +44,9 @@ ExitCode RunMpiWorker(const NodeAgentOptions& options) {
   if (status.ok()) status = (*job)->Finalize();
   if (status.ok()) return ExitCode::kDone;
   spdlog::error("this rank ends its MPI job: {}", std::string(status.message()));
-  (*job)->Abort(static_cast<int>(ExitCodeFor(status)));
+  const ExitCode code = ExitCodeFor(status);
+  (*job)->Abort(static_cast<int>(code));
+  return code;  // never reached, but GCC 12 does not trust a virtual function's [[noreturn]]
 }
 
 }  // namespace paceline

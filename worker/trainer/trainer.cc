@@ -262,6 +262,7 @@ absl::Status Trainer::Step() {
   const SteadyTime begin = Tick();
   const double data_wait_before = totals_.data_wait_seconds();
   const double pipeline_wait_before = executor_->wait_seconds();
+  const double expert_wait_before = model_->expert_wait_seconds();
   train_->WillNeed((step_ + 1) * run_file_.train.global_batch_size +
                        at_.data * micro_batches_ * run_file_.train.micro_batch_size,
                    micro_batches_ * run_file_.train.micro_batch_size);
@@ -283,7 +284,8 @@ absl::Status Trainer::Step() {
   const SteadyTime end = Tick();
 
   const double pipeline_wait = executor_->wait_seconds() - pipeline_wait_before;
-  const double exposed = SecondsBetween(computed, reduced);
+  const double exposed =
+      SecondsBetween(computed, reduced) + model_->expert_wait_seconds() - expert_wait_before;
   const double seconds = SecondsBetween(begin, end);
   const double data_wait = totals_.data_wait_seconds() - data_wait_before;
   totals_.set_step(step_);
