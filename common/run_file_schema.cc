@@ -50,7 +50,7 @@ void AddTrain(FieldList& fields, TrainSection& train) {
   fields.Add("weight_decay", &train.weight_decay, RealRule{0, 10});
   fields.Add("adam_beta1", &train.adam_beta1, RealRule{0, 1, false, true});
   fields.Add("adam_beta2", &train.adam_beta2, RealRule{0, 1, false, true});
-  fields.Add("adam_eps", &train.adam_eps, RealRule{0, 1, true});
+  fields.Add("adam_eps", &train.adam_eps, RealRule{1e-30, 1});
   fields.Add("clip_grad_norm", &train.clip_grad_norm, RealRule{0, 1e9});
   fields.Add("eval_interval_steps", &train.eval_interval_steps, IntegerRule{0, kMaxSteps});
   fields.Add("eval_batches", &train.eval_batches, IntegerRule{1, 1 << 20});

@@ -45,6 +45,8 @@ Machine MachineOf(const ClusterFile& cluster, const RunFile& run_file) {
                        kGiga * link.inside_node_gigabytes_per_second};
   rates.between_nodes = {kMicro * link.between_nodes_latency_us,
                          kGiga * link.between_nodes_gigabytes_per_second};
+  rates.reduction_inside_node = rates.inside_node;
+  rates.reduction_between_nodes = rates.between_nodes;
   rates.exchange_inside_node =
       exchange_rate(exchange.inside_node_gigabytes_per_second, rates.inside_node);
   rates.exchange_between_nodes =

@@ -30,8 +30,10 @@ struct CostRates {
   double accumulation_bytes = 0;  // a micro-batch's gradients added to the step's
   double optimizer_bytes = 0;     // AdamW
   double overlap = 1;             // the share of communication that computation can hide
-  LinkRate inside_node;
+  LinkRate inside_node;           // of a message, and of a gather
   LinkRate between_nodes;
+  LinkRate reduction_inside_node;  // of gradients summed and spread
+  LinkRate reduction_between_nodes;
   LinkRate exchange_inside_node;  // of an all-to-all
   LinkRate exchange_between_nodes;
 };

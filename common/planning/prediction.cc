@@ -46,13 +46,14 @@ double RingShare(int ranks) { return (ranks - 1.0) / ranks; }
 
 // What the ranks of one stage share with each other, over the slowest link among them.
 struct Sharing {
-  LinkRate link;
+  LinkRate reduction;
+  LinkRate gather;
   double reduce_bytes = 0;  // of a parameter
   double spread_bytes = 0;  // back to every rank: gradients, or with ZeRO-1 nothing
 
   double ReductionSeconds(double parameters, int ranks) const {
     if (ranks == 1 || parameters == 0) return 0;
-    return link.Seconds(parameters * RingShare(ranks) * (reduce_bytes + spread_bytes));
+    return reduction.Seconds(parameters * RingShare(ranks) * (reduce_bytes + spread_bytes));
   }
 };
 
@@ -60,8 +61,9 @@ Sharing SharingOf(const ParallelLayout& layout, const Machine& machine) {
   const CostRates& rates = *machine.rates;
   const KeptBytes& kept = machine.kept;
   Sharing sharing;
-  sharing.link =
-      layout.world_size() > machine.slots_per_node ? rates.between_nodes : rates.inside_node;
+  const bool inside = layout.world_size() <= machine.slots_per_node;
+  sharing.reduction = inside ? rates.reduction_inside_node : rates.reduction_between_nodes;
+  sharing.gather = inside ? rates.inside_node : rates.between_nodes;
   sharing.reduce_bytes = kept.exact_sum > 0 ? kept.exact_sum : kept.gradient;
   sharing.spread_bytes = layout.shard_optimizer ? 0 : kept.gradient;
   return sharing;
@@ -184,7 +186,7 @@ std::vector<StageTimes> TimesOfStages(const RunFile& run_file, const Candidate& 
       if (!layout.shard_optimizer) continue;
       const double bytes = kept.weight * (counts.replicated * RingShare(layout.data) +
                                           counts.routed * RingShare(layout.expert_data()));
-      if (bytes > 0) times.gather += sharing.link.Seconds(bytes);
+      if (bytes > 0) times.gather += sharing.gather.Seconds(bytes);
     }
     // Weights and moments are read and written, gradients read twice (for their norm).
     times.optimizer =

@@ -257,7 +257,7 @@ PassSeconds SecondsOfLayer(const ModelSection& model, std::int64_t layer,
   };
   // Of a shared expert's three products two come first in the forward and last in the backward.
   const double shared = tokens * work.shared / rates.matrix_flops;
-  const double weights = split_backward ? 0 : tokens * work.experts / rates.expert_flops;
+  const double weights = split_backward ? 0 : shared + tokens * work.experts / rates.expert_flops;
   seconds.exchange_forward = exposed(dispatch, shared * 2 / 3) + exposed(combine, shared / 3);
   seconds.exchange_backward =
       exposed(dispatch, shared / 3) + exposed(combine, shared * 2 / 3 + weights);

@@ -57,8 +57,8 @@ struct PassSeconds {
   }
 };
 
-// machine.rates are known. split_backward: the gradients of the weights are another pass, so those
-// of the experts' weights hide no exchange.
+// machine.rates are known. split_backward: the gradients of weights are another pass and hide no
+// exchange.
 PassSeconds SecondsOfLayer(const ModelSection& model, std::int64_t layer,
                            const MicroBatchShape& batch, int expert, const Machine& machine,
                            bool split_backward);

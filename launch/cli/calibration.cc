@@ -14,6 +14,7 @@
 #include "common/status.h"
 #include "launch/cli/link_rates.h"
 #include "worker/kernels/attention.h"
+#include "worker/kernels/elementwise.h"
 #include "worker/kernels/gemm.h"
 #include "worker/model/model.h"
 #include "worker/model/optimizer.h"
@@ -212,9 +213,9 @@ absl::Status MeasureModel(Stream& stream, const CalibrationShape& shape,
                             model->gradients(), first, second);
       });
   std::vector<double> sums(elements);
-  const std::span<const float> gradients = model->gradients();
   rates.accumulation_bytes = 20.0 * static_cast<double>(elements) / MedianSeconds([&] {
-                               for (std::size_t i = 0; i < elements; ++i) sums[i] += gradients[i];
+                               kernels::AddToFloat64(stream, sums.data(), model->gradients().data(),
+                                                     static_cast<std::int64_t>(elements));
                              });
   return stream.Synchronize();
 }
@@ -292,13 +293,15 @@ CalibrationShape CalibrationShapeFor(const RunFile& run_file) {
 absl::StatusOr<planning::CostRates> Calibrate(const CalibrationShape& shape, int ranks,
                                               const std::function<void(int rank)>& on_rank) {
   PACELINE_CHECK(ranks > 0);
-  const double parameters = ranks * static_cast<double>(SizeOfModel(shape.model).parameters);
+  const double parameters = static_cast<double>(SizeOfModel(shape.model).parameters);
   if (parameters > kParametersMax) {
     return absl::InvalidArgumentError(
-        absl::StrCat("--calibrate: two layers of this model, on ", ranks, " cores at once, have ",
-                     parameters, " parameters, too many to measure in seconds (at most ",
-                     kParametersMax, "); describe the machine in a cluster file instead"));
+        absl::StrCat("--calibrate: two layers of this model have ", parameters,
+                     " parameters, too many to measure in seconds (at most ", kParametersMax,
+                     "); describe the machine in a cluster file instead"));
   }
+  // Ranks that compute at once need their memory at once.
+  ranks = std::min(ranks, static_cast<int>(kParametersMax / parameters));
   std::vector<absl::StatusOr<planning::CostRates>> measured(static_cast<std::size_t>(ranks),
                                                             absl::UnknownError("not measured"));
   {
@@ -311,8 +314,9 @@ absl::StatusOr<planning::CostRates> Calibrate(const CalibrationShape& shape, int
     }
   }
   ASSIGN_OR_RETURN(planning::CostRates rates, MeanOf(measured));
-  ASSIGN_OR_RETURN(const LinkRates links, MeasureLinks(on_rank ? on_rank : [](int) {}));
-  rates.inside_node = rates.between_nodes = links.reduction;
+  ASSIGN_OR_RETURN(const LinkRates links, MeasureLinks(on_rank));
+  rates.inside_node = rates.between_nodes = links.message;
+  rates.reduction_inside_node = rates.reduction_between_nodes = links.reduction;
   rates.exchange_inside_node = rates.exchange_between_nodes = links.exchange;
   return rates;
 }

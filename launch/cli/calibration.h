@@ -22,8 +22,9 @@ struct CalibrationShape {
 // its rows; fewer tokens where the model is large.
 CalibrationShape CalibrationShapeFor(const RunFile& run_file);
 
-// Rates of one of `ranks` that compute at once, each on a core of its own, and of messages between
-// two. on_rank(rank) is called on each rank's thread first, to bind it to a core.
+// Rates of one of `ranks` (fewer where the model is large) that compute at once, and of messages
+// between two. on_rank(rank), unless it is null, is called on each rank's thread first, to bind it
+// to a core; for messages with 0 and 1.
 // kInvalidArgument: the model is too large to be measured in seconds. kUnavailable,
 // kDeadlineExceeded: messages fail.
 absl::StatusOr<planning::CostRates> Calibrate(

@@ -21,24 +21,36 @@ constexpr int kRounds = 41;
 constexpr std::size_t kElements = std::size_t{1} << 17;  // to each rank: 512 KiB in float32
 constexpr std::chrono::seconds kTimeout{10};
 
-// Where the two threads tell each other their addresses.
+// Where the two threads tell each other their addresses, or that there will be none.
 class Addresses {
  public:
   absl::StatusOr<std::vector<std::string>> Exchange(int rank, const std::string& own) {
     std::unique_lock lock(mutex_);
     addresses_[static_cast<std::size_t>(rank)] = own;
     ++told_;
-    all_.notify_all();
-    if (!all_.wait_for(lock, kTimeout, [this] { return told_ == kRanks; })) {
-      return absl::DeadlineExceededError("measuring messages: the other thread did not come");
-    }
-    return addresses_;
+    changed_.notify_all();
+    const bool done =
+        changed_.wait_for(lock, kTimeout, [this] { return told_ == kRanks || !failure_.ok(); });
+    RETURN_IF_ERROR(failure_);
+    if (done) return addresses_;
+    return absl::DeadlineExceededError("measuring messages: the other thread did not come");
   }
+
+  // The first failure is the one that counts.
+  void Fail(const absl::Status& status) {
+    const std::lock_guard lock(mutex_);
+    if (failure_.ok()) failure_ = status;
+    changed_.notify_all();
+  }
+
+  // After both threads have ended.
+  const absl::Status& failure() const { return failure_; }
 
  private:
   std::mutex mutex_;
-  std::condition_variable all_;
+  std::condition_variable changed_;
   int told_ = 0;
+  absl::Status failure_;
   std::vector<std::string> addresses_{kRanks};
 };
 
@@ -76,7 +88,8 @@ absl::StatusOr<LinkRates> MeasureAsRank(int rank, Addresses& addresses) {
   std::vector<float> values(kRanks * kElements, 1.0f);
   std::vector<float> arrived(kRanks * kElements);
   const auto reduce = [&](std::size_t count) {
-    communicator->ReduceScatterSum(stream, "reduction", sums.data(), sums.data(), count,
+    communicator->ReduceScatterSum(stream, "reduction", sums.data(),
+                                   sums.data() + static_cast<std::size_t>(rank) * count, count,
                                    DataType::kFloat64);
     communicator->AllGather(stream, "reduction", values.data(), arrived.data(), count,
                             DataType::kFloat32);
@@ -88,10 +101,23 @@ absl::StatusOr<LinkRates> MeasureAsRank(int rank, Addresses& addresses) {
     communicator->AllToAll(stream, "exchange", values.data(), counts.data(), offsets.data(),
                            arrived.data(), counts.data(), offsets.data(), DataType::kFloat32);
   };
+  // There and back.
+  const auto message = [&](std::size_t count) {
+    for (const int sender : {0, 1}) {
+      if (sender == rank) {
+        communicator->Send(stream, "message", values.data(), count, DataType::kFloat32, 1 - rank);
+      } else {
+        communicator->Recv(stream, "message", arrived.data(), count, DataType::kFloat32, 1 - rank);
+      }
+    }
+  };
   const auto time = [&](const auto& work, std::size_t count) {
     return MedianSeconds(stream, [&] { work(count); });
   };
   LinkRates rates;
+  const double sent = time(message, 1) / 2;
+  rates.message =
+      RateOf(sent, time(message, kElements) / 2, sizeof(float) * static_cast<double>(kElements));
   const double reduced = time(reduce, 1);
   rates.reduction = RateOf(reduced, time(reduce, kElements),
                            (sizeof(double) + sizeof(float)) * static_cast<double>(kElements));
@@ -111,12 +137,14 @@ absl::StatusOr<LinkRates> MeasureLinks(const std::function<void(int rank)>& on_r
     std::vector<std::jthread> threads;
     for (int rank = 0; rank < kRanks; ++rank) {
       threads.emplace_back([&, rank] {
-        on_rank(rank);
-        rates[static_cast<std::size_t>(rank)] = MeasureAsRank(rank, addresses);
+        if (on_rank) on_rank(rank);
+        absl::StatusOr<LinkRates>& own = rates[static_cast<std::size_t>(rank)];
+        own = MeasureAsRank(rank, addresses);
+        if (!own.ok()) addresses.Fail(own.status());
       });
     }
   }
-  RETURN_IF_ERROR(rates[1].status());
+  RETURN_IF_ERROR(addresses.failure());
   return rates[0];
 }
 

@@ -10,11 +10,13 @@
 namespace paceline::cli {
 
 struct LinkRates {
+  planning::LinkRate message;    // from one rank to the other
   planning::LinkRate reduction;  // gradients summed in float64 and gathered in float32
   planning::LinkRate exchange;   // an all-to-all in float32
 };
 
-// on_rank(0) and on_rank(1) are called on the threads first, to bind them to cores.
+// on_rank(0) and on_rank(1), unless it is null, are called on the threads first, to bind them to
+// cores.
 // kUnavailable, kDeadlineExceeded: they cannot connect or talk.
 absl::StatusOr<LinkRates> MeasureLinks(const std::function<void(int rank)>& on_rank);
 

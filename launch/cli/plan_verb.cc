@@ -1,7 +1,8 @@
+#include <sched.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <memory>
-#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -65,9 +66,11 @@ std::vector<std::string> AssumptionsOf(const planning::ClusterFile& cluster) {
   return assumptions;
 }
 
-// Ranks of the run that compute on this machine at once, as far as it has cores.
+// Ranks of the run that compute at once on the cores that this process may use.
 int RanksAtOnce(const RunFile& run_file) {
-  const std::int64_t cores = std::max(1u, std::thread::hardware_concurrency());
+  cpu_set_t allowed;
+  const std::int64_t cores =
+      sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? CPU_COUNT(&allowed) : 1;
   return static_cast<int>(std::min(run_file.launch.nodes * run_file.launch.slots_per_node, cores));
 }
 

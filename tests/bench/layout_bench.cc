@@ -152,7 +152,7 @@ double BubbleOf(const planning::StepSimulation& step) {
 int Run(int pairs, std::int64_t steps, std::string_view only, bool json) {
   const TempFolder folder;
   const TempFolder balanced_folder;
-  const Start balanced = BalancedStart(balanced_folder.path());
+  Start balanced;
   if (!json) {
     std::printf("%-26s %7s %9s %13s %7s %9s %11s\n", "layout", "ratio", "step ms", "predicted ms",
                 "off", "waiting", "predicted");
@@ -164,6 +164,7 @@ int Run(int pairs, std::int64_t steps, std::string_view only, bool json) {
     plain.layout = {};
     const RunFile with = RunOf(folder.path(), steps, variant);
     const RunFile without = RunOf(folder.path(), steps, plain);
+    if (!variant.dense && balanced.step == 0) balanced = BalancedStart(balanced_folder.path());
     const Start start = variant.dense ? Start{} : balanced;
     std::vector<double> ratios;
     std::vector<double> predicted_ms;
@@ -193,6 +194,11 @@ int Run(int pairs, std::int64_t steps, std::string_view only, bool json) {
       std::fflush(stdout);
     }
     lines += (lines.empty() ? "" : ", ") + std::string(line);
+  }
+  if (lines.empty()) {
+    std::fprintf(stderr, "layout_bench: --only %.*s: no layout's name has it\n",
+                 static_cast<int>(only.size()), only.data());
+    return 2;
   }
   if (json) std::printf("[%s]\n", lines.c_str());
   return 0;

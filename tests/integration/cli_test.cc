@@ -4,6 +4,8 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <filesystem>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -250,6 +252,48 @@ TEST_F(CliTest, GenerateWithoutACheckpointNamesTheFolder) {
   EXPECT_EQ(output.code, 2);
   EXPECT_THAT(output.err, HasSubstr("nowhere"));
   EXPECT_THAT(output.err, Not(HasSubstr("terminate")));
+}
+
+// The words behind "paceline run" or "paceline plan" in the comment that a recipe begins with.
+std::vector<std::string> CommandInHeadOf(const std::filesystem::path& recipe) {
+  std::istringstream text(ReadWhole(recipe));
+  std::vector<std::string> words;
+  std::string line;
+  while (std::getline(text, line) && line.starts_with("#")) {
+    std::istringstream of_line(line.substr(1));
+    std::string word;
+    bool goes_on = !words.empty();
+    while (of_line >> word) {
+      if (word == "paceline" && words.empty()) {
+        of_line >> word;
+        goes_on = true;
+      } else if (goes_on && word != "\\") {
+        words.push_back(word);
+      }
+    }
+    if (!words.empty() && !line.ends_with("\\")) break;
+  }
+  return words;
+}
+
+TEST_F(CliTest, RecipesCanBePlannedByTheCommandsInTheirHeads) {
+  const std::filesystem::path source = std::getenv("PACELINE_SOURCE_DIR");
+  int planned = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(source / "launch/recipes")) {
+    if (!entry.is_regular_file()) continue;
+    SCOPED_TRACE(entry.path());
+    std::vector<std::string> words = CommandInHeadOf(entry.path());
+    if (words.empty()) continue;
+    for (std::string& word : words) {
+      if (word.starts_with("launch/")) word = (source / word).string();
+    }
+    words.insert(words.begin(), "plan");
+    const Output output = Run(words);
+    EXPECT_EQ(output.code, 0) << output.err;
+    EXPECT_THAT(output.out, HasSubstr("memory a rank"));
+    ++planned;
+  }
+  EXPECT_GE(planned, 4);
 }
 
 }  // namespace

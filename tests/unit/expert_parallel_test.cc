@@ -200,6 +200,13 @@ TEST(ExpertParallelTest, SpreadExpertsComputeWhatTheWholeModelDoes) {
   }
 }
 
+TEST(ExpertParallelTest, OneBackwardGivesTheBitsOfTwo) {
+  const auto communicators = ConnectRanks(2);
+  ASSERT_FALSE(communicators.empty());
+  EXPECT_EQ(TrainSpread({.split_backward = true}, communicators),
+            TrainSpread({.split_backward = false}, communicators));
+}
+
 TEST(ExpertParallelTest, OneExpertMayGetEveryTokenAndTheOthersNone) {
   for (const Case& at : std::vector<Case>{
            {.ranks = 2, .top_k = 1, .crowded_expert = 5},

@@ -62,6 +62,8 @@ CostRates Rates(double flops, double memory, double link) {
           .overlap = 1,
           .inside_node = rate,
           .between_nodes = rate,
+          .reduction_inside_node = rate,
+          .reduction_between_nodes = rate,
           .exchange_inside_node = rate,
           .exchange_between_nodes = rate};
 }
@@ -99,12 +101,39 @@ TEST(WorkTest, FlopsAreThoseOfTheModelShape) {
   // two are what kernels do.
   machine.rates->attention_backward_flops = 1.25;
   for (const std::int64_t layer : {0, 1, 3}) {
-    const PassSeconds seconds = SecondsOfLayer(model, layer, batch, 1, machine, false);
+    const PassSeconds seconds =
+        SecondsOfLayer(model, layer, batch, 1, machine, /*split_backward=*/false);
     EXPECT_NEAR(seconds.total() / (batch.tokens() * LayerFlopsPerToken(model, layer, 256)), 1,
                 1e-12);
   }
   const PassSeconds ends = SecondsOfEnds(model, {0, 4}, batch, machine);
   EXPECT_NEAR(ends.total() / (batch.tokens() * HeadFlopsPerToken(model)), 1, 1e-12);
+}
+
+// Two ranks share the experts; a slow link exposes all that the products do not hide.
+TEST(WorkTest, ExchangeIsHiddenByWhatTheWorkerComputesMeanwhile) {
+  const ModelSection model = SmallSparse();
+  const MicroBatchShape batch{2, 256};
+  const double hidden = static_cast<double>(model.hidden_size);
+  const double intermediate = static_cast<double>(model.moe_intermediate_size);
+  Machine machine;
+  machine.slots_per_node = 2;
+  machine.rates = Rates(1e12, kInstant, 1e6);
+  const double link = 2 * batch.tokens() * (model.num_experts_per_tok / 2.0) * hidden * 4 / 1e6;
+  const double expert = batch.tokens() * 6 * hidden * intermediate / 1e12;
+  const double shared = expert * static_cast<double>(model.n_shared_experts);
+  const double routed = expert * static_cast<double>(model.num_experts_per_tok);
+  const auto seconds = [&](bool split_backward) {
+    return SecondsOfLayer(model, 3, batch, 2, machine, split_backward);
+  };
+  ASSERT_GT(link, 10 * (shared + routed));
+  EXPECT_NEAR(seconds(true).exchange_forward, link - shared, 1e-9 * link);
+  EXPECT_NEAR(seconds(true).exchange_backward, link - shared, 1e-9 * link);
+  EXPECT_NEAR(seconds(false).exchange_backward, link - 2 * shared - routed, 1e-9 * link);
+  machine.rates->overlap = 0;
+  EXPECT_NEAR(seconds(false).exchange_backward, link, 1e-9 * link);
+  machine.rates = Rates(1e3, kInstant, 1e6);
+  EXPECT_EQ(seconds(false).exchange_backward, 0);
 }
 
 // The worker's arena is the measure: its code lays out what the formula counts.

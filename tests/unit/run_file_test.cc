@@ -376,9 +376,9 @@ TEST(RunFileTest, PrintedFileReadsBackTheSameBits) {
     };
     first->train.learning_rate = real(1e-3, 100.0);
     first->train.min_learning_rate = real(1e-300, 1e-3);
-    first->train.adam_eps = real(5e-324, 1.0);
+    first->train.adam_eps = real(1e-30, 1.0);
     first->model.rope_theta = real(1.0, 1e12);
-    first->rates.slot_hour = real(0.0, 1e6);
+    first->rates.slot_hour = real(5e-324, 1e6);
     first->run.seed = random() >> 1;
     first->data.train = {{"/a \"b\\ ü", 1.0}, {"/c", real(1e-9, 1e9)}};
     const absl::StatusOr<RunFile> again =

@@ -31,7 +31,7 @@ struct ExpertTransport {
   Stream* communication = nullptr;
   Event computed;           // what is to be sent lies ready
   Event exchanged;          // what was to arrive has
-  double wait_seconds = 0;  // in which the compute stream had nothing to do but wait for it
+  double wait_seconds = 0;  // for which an inline compute stream waited for it
 };
 
 class ExpertExchange {

@@ -115,7 +115,8 @@ class Model {
   // compute stream fails with the same error. Expert gradients then are sums over the tokens of
   // the whole group.
   virtual void UseExpertGroup(Communicator& group, Stream& communication) = 0;
-  // Total time in which the compute stream waited for such rows.
+  // Total time for which the compute stream, where it runs inline, waited for such rows: for their
+  // way, and for a rank that computes longer.
   virtual double expert_wait_seconds() const = 0;
 
   // logits: (rows * sequence, vocab_size) of `batch`; targets are not read. For generation; the

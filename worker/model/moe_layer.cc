@@ -110,20 +110,19 @@ void MoeLayer::BackwardInput(const BatchShape& shape, const float* input,
 
 void MoeLayer::BackwardWeights(const BatchShape& shape, const float* input,
                                const float* gradient_output, bool accumulate) {
-  BackwardExpertWeights(shape.tokens(), accumulate);
-  BackwardOtherWeights(shape.tokens(), input, gradient_output, accumulate);
+  BackwardProductWeights(shape.tokens(), gradient_output, accumulate);
+  norm_.BackwardWeights(shape.tokens(), input, gradient_normed_, accumulate);
 }
 
-// As the two passes, but the experts' weights have their turn while gradients travel.
+// As the two passes, but the products have their turn while gradients travel.
 void MoeLayer::Backward(const BatchShape& shape, const float* input, const float* gradient_output,
                         float* gradient_input, bool accumulate) {
   BackwardThroughExperts(shape.tokens(), gradient_output);
-  BackwardExpertWeights(shape.tokens(), accumulate);
+  BackwardProductWeights(shape.tokens(), gradient_output, accumulate);
   BackwardFromExperts(shape.tokens(), input, gradient_output, gradient_input);
-  BackwardOtherWeights(shape.tokens(), input, gradient_output, accumulate);
+  norm_.BackwardWeights(shape.tokens(), input, gradient_normed_, accumulate);
 }
 
-// To where the gradients of the experts' inputs are on their way back.
 void MoeLayer::BackwardThroughExperts(std::int64_t tokens, const float* gradient_output) {
   kernels::CombineBackward(stream_, expert_out_, gradient_weights_, gradient_output, expert_out_,
                            row_, weights_, tokens, top_k_, hidden_);
@@ -152,16 +151,12 @@ void MoeLayer::RouteBackward(std::int64_t tokens) {
                 expert_count_);
 }
 
-void MoeLayer::BackwardExpertWeights(std::int64_t tokens, bool accumulate) {
+void MoeLayer::BackwardProductWeights(std::int64_t tokens, const float* gradient_output,
+                                      bool accumulate) {
   experts_.BackwardWeights(local_offsets_, local_in_, gradient_local_out_, accumulate);
   kernels::Gemm(stream_, router_.gradient, gradient_logits_, norm_.normed(), expert_count_, hidden_,
                 tokens, {.transpose_a = true, .beta = accumulate ? 1.0f : 0.0f});
-}
-
-void MoeLayer::BackwardOtherWeights(std::int64_t tokens, const float* input,
-                                    const float* gradient_output, bool accumulate) {
   if (shared_) shared_->BackwardWeights(tokens, norm_.normed(), gradient_output, accumulate);
-  norm_.BackwardWeights(tokens, input, gradient_normed_, accumulate);
 }
 
 }  // namespace paceline

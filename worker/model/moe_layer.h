@@ -2,7 +2,7 @@
 // weight * expert(n), n = norm(x). Every token reaches every expert it chose (dropless): tokens
 // are sorted by expert and each expert multiplies its own rows, here or, with expert parallelism,
 // on the rank that holds it. The way there and back is hidden by the shared experts' work, and in
-// Backward by the gradients of the experts' weights.
+// Backward by the gradients of weights.
 // Invariant: as Layer's.
 // Threading: as Layer's.
 #pragma once
@@ -39,12 +39,12 @@ class MoeLayer : public Layer {
 
  private:
   void AllocateBuffers(const LayerContext& context);
+  // To where the gradients of the experts' inputs are on their way back, and from there on.
   void BackwardThroughExperts(std::int64_t tokens, const float* gradient_output);
   void BackwardFromExperts(std::int64_t tokens, const float* input, const float* gradient_output,
                            float* gradient_input);
-  void BackwardExpertWeights(std::int64_t tokens, bool accumulate);
-  void BackwardOtherWeights(std::int64_t tokens, const float* input, const float* gradient_output,
-                            bool accumulate);
+  // Of router, experts and shared experts: all that needs no gradient that still travels.
+  void BackwardProductWeights(std::int64_t tokens, const float* gradient_output, bool accumulate);
   void RouteForward(std::int64_t tokens);
   void RouteBackward(std::int64_t tokens);
 
