@@ -1,8 +1,9 @@
-// Layouts beside plain data parallelism at equal work: two ranks of one compute thread, each with
-// all its threads on a core of its own, over Gloo, the real trainer. Sparse models begin from a
-// checkpoint in which their experts get about equal numbers of tokens. Pairs are interleaved; a
-// figure is the median over the pairs of plain step time / layout step time (above 1: faster).
-// Beside it what the planner predicts from rates measured on another shape before each pair.
+// Layouts beside plain data parallelism, the same batches: two ranks of one compute thread, each
+// with all its threads on a core of its own, over Gloo, the real trainer. Sparse models begin from
+// a checkpoint in which balancing has begun to even out what their experts get. Pairs are
+// interleaved; a figure is the median over the pairs of plain step time / layout step time (above
+// 1: faster). Beside it what the planner predicts from rates measured on another shape before each
+// pair.
 //
 // usage: layout_bench [--pairs N] [--steps N] [--only TEXT] [--json]
 #include <algorithm>
@@ -74,7 +75,7 @@ RunFile RunOf(const std::string& folder, std::int64_t steps, const Variant& vari
   return run;
 }
 
-// Steps after which balancing has evened out what the experts get.
+// Steps of balancing before the first pair.
 constexpr std::int64_t kBalancedSteps = 200;
 
 struct Start {

@@ -1,7 +1,7 @@
 // While it lives, this thread's floating-point operations take denormal numbers (of magnitudes
-// below 2^-126 in float32) for zero, as operands and as results. x86-64 CPUs multiply them many
-// times slower than others, and a trained model's softmax is full of them.
-// Where there is no such mode (neither x86-64 nor AArch64) it does nothing.
+// below 2^-126 in float32) for zero, as operands and as results. x86-64 CPUs can be many times
+// slower with them (docs/decisions/denormals.md). Where there is no such mode (neither x86-64 nor
+// AArch64) it does nothing.
 // Threading: lives and dies on one thread.
 #pragma once
 
