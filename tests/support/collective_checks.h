@@ -12,6 +12,7 @@
 #include <random>
 #include <vector>
 
+#include "tests/support/sanitizers.h"
 #include "worker/collectives/communicator.h"
 #include "worker/kernels/stream.h"
 
@@ -19,12 +20,7 @@ namespace paceline {
 
 inline constexpr DataType kTypes[] = {DataType::kFloat32, DataType::kFloat64, DataType::kInt32,
                                       DataType::kInt64, DataType::kUint8};
-// Sanitizers slow everything down, and every byte that passes a socket most of all.
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-inline constexpr std::size_t kCounts[] = {0, 1, 7, 4'099};
-#else
-inline constexpr std::size_t kCounts[] = {0, 1, 7, 1'021, 40'003};
-#endif
+inline constexpr std::size_t kCounts[] = {0, 1, 7, 1'021, kSanitized ? 4'099 : 40'003};
 
 // What rank `rank` brings to an operation: values of all magnitudes, so that a sum in another
 // order has other bits.

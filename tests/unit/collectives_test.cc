@@ -6,6 +6,7 @@
 
 #include "tests/support/collective_checks.h"
 #include "tests/support/rank_threads.h"
+#include "tests/support/sanitizers.h"
 #include "worker/collectives/communicator.h"
 
 namespace paceline {
@@ -14,12 +15,7 @@ namespace {
 using std::chrono::milliseconds;
 using ::testing::HasSubstr;
 
-// Sanitizers slow everything down, and every byte that passes a socket most of all.
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-constexpr milliseconds kAbortLimit(10'000);
-#else
-constexpr milliseconds kAbortLimit(100);
-#endif
+constexpr milliseconds kAbortLimit(kSanitized ? 10'000 : 100);
 
 TEST(GlooCommunicatorTest, OperationsAreExactForOneToFiveRanks) {
   for (int size = 1; size <= 5; ++size) {

@@ -11,13 +11,14 @@
 
 #include "common/files.h"
 #include "tests/support/in_process_ranks.h"
+#include "tests/support/sanitizers.h"
 #include "tests/support/temp_folder.h"
 #include "worker/checkpoint/checkpoint.h"
 
 namespace paceline {
 namespace {
 
-constexpr std::int64_t kSteps = 20;
+constexpr std::int64_t kSteps = kSanitized ? 4 : 20;
 constexpr std::int64_t kTokens = 4000;
 
 struct Case {
@@ -77,7 +78,7 @@ RunFile RunOf(const std::string& folder, bool sparse) {
   run.train.global_batch_size = 24;
   run.train.lr_schedule = "constant";
   run.train.steps = kSteps;
-  run.checkpoint.interval_steps = 10;
+  run.checkpoint.interval_steps = kSteps / 2;
   return run;
 }
 
