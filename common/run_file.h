@@ -95,6 +95,7 @@ struct CheckpointSection {
 
 struct FailureSection {
   std::int64_t budget_ms = 5000;
+  std::int64_t max_restarts = 100;  // after failures of workers; a lost node's do not count
 };
 
 struct LaunchSection {

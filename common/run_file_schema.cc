@@ -73,6 +73,7 @@ void AddPlacement(FieldList& fields, RunFile& run_file) {
   fields.Add("keep", &run_file.checkpoint.keep, IntegerRule{1, 1'000'000});
   fields.Section("failure");
   fields.Add("budget_ms", &run_file.failure.budget_ms, IntegerRule{100, 3'600'000});
+  fields.Add("max_restarts", &run_file.failure.max_restarts, IntegerRule{0, 1'000'000});
   fields.Section("launch");
   fields.Add("nodes", &run_file.launch.nodes, IntegerRule{1, 100'000});
   fields.Add("slots_per_node", &run_file.launch.slots_per_node, IntegerRule{1, 256});

@@ -87,6 +87,7 @@ Decision Core::Impl::Decide(const Event& event, Now now) {
   now_ = now;
   std::visit([this](const auto& e) { On(e); }, event);
   RetryDeferred();
+  if (std::exchange(retry_plans_, false)) TryPlans();
   due_ = NextDeadline();
   return std::exchange(decision_, {});
 }
@@ -127,7 +128,7 @@ void Core::Impl::On(const AgentSaid& event) {
     case v1::AgentMessage::kFailed:
       return OnFailed(node, message.failed());
     case v1::AgentMessage::kGone:
-      return OnGone(node, message.gone().key());
+      return OnGone(node, message.gone());
     case v1::AgentMessage::kRegister:
     case v1::AgentMessage::BODY_NOT_SET:
       break;  // a newer agent's message that this version does not know

@@ -19,6 +19,7 @@
 #include "coordinator/core/deadlines.h"
 #include "coordinator/core/membership.h"
 #include "coordinator/core/planner.h"
+#include "coordinator/core/restore.h"
 
 namespace paceline::core {
 
@@ -88,7 +89,9 @@ struct Core::Impl {
   // --- core_nodes.cc ---
   void OnRegister(SessionId session, const v1::RegisterNode& node);
   void OnHeartbeat(NodeId node, const v1::Heartbeat& heartbeat);
-  void OnGone(NodeId node, const v1::GenerationKey& key);
+  void OnGone(NodeId node, const v1::GenerationGone& gone);
+  // What the node's ranks hold in memory of the run's last generation.
+  void NoteHeld(NodeId node, const v1::GenerationGone& gone);
   void Join(NodeId id, const v1::RegisterNode& info);
   // The node is no member any more: its charge is closed and its generation ended.
   void LoseNode(NodeId node, const std::string& reason, const absl::Status& to_session);
@@ -116,6 +119,10 @@ struct Core::Impl {
   void TryPlans();
   void TryPlan(const Run& run);
   void StartGeneration(const Run& run, const Plan& plan);
+  bool IsLeaving(const Run& run) const;
+  RestorePoint RestoreOf(const Run& run, const Plan& plan) const;
+  // The run goes on from `step`: the windows after it go back.
+  void RollBackTo(const Run& run, std::int64_t step);
   void AddRuntime(const Run& run);
   void SendStart(const Run& run, NodeId node);
   // Ends the open generation, and goes on as the run's state says. `failure` empty: it was done.
@@ -130,7 +137,8 @@ struct Core::Impl {
   void OnRunDeadline(const std::string& run_id);
   void GrantWindows(GenerationRuntime& generation, std::int64_t until_step);
   v1::RankFailed FailureOf(const GenerationRuntime& generation, std::int32_t rank,
-                           absl::StatusCode code, const std::string& error) const;
+                           v1::FailureCause cause, absl::StatusCode code,
+                           const std::string& error) const;
 
   // --- core_training.cc ---
   void OnProgress(NodeId node, const v1::NodeProgress& progress);
@@ -173,9 +181,11 @@ struct Core::Impl {
   DeadlineSet<NodeId> drains_;
   std::map<std::string, GenerationRuntime> generations_;             // by run
   std::map<std::string, std::vector<v1::RankProgress>> last_ranks_;  // of ended generations
+  std::map<std::string, HeldSteps> held_;  // by run that waits for its next generation
   DeadlineSet<std::string> run_deadlines_;
   std::deque<std::pair<CallId, v1::SubmitRunRequest>> deferred_;
   bool retry_deferred_ = false;
+  bool retry_plans_ = false;
   SteadyTime next_charge_;
   SteadyTime due_ = SteadyTime::max();  // NextDeadline() after the last decision
   Now opened_;

@@ -132,7 +132,21 @@ void Core::Impl::OnHeartbeat(NodeId id, const v1::Heartbeat& heartbeat) {
   TryPlans();
 }
 
-void Core::Impl::OnGone(NodeId id, const v1::GenerationKey& key) {
+void Core::Impl::NoteHeld(NodeId id, const v1::GenerationGone& gone) {
+  const Run* run = state_.FindRun(gone.key().run_id());
+  if (run == nullptr || run->ended() || run->generation_open || !Same(run->key(), gone.key())) {
+    return;
+  }
+  for (const v1::HeldState& held : gone.held()) {
+    const std::int32_t rank = held.rank();
+    if (rank < 0 || rank >= run->plan.placements_size()) continue;
+    if (run->plan.placements(rank).node_id() == id.value()) held_[run->id()][rank] = held.step();
+  }
+}
+
+void Core::Impl::OnGone(NodeId id, const v1::GenerationGone& gone) {
+  const v1::GenerationKey& key = gone.key();
+  NoteHeld(id, gone);
   NodeRuntime& runtime = nodes_.at(id);
   if (runtime.draining && Same(*runtime.draining, key)) {
     runtime.draining.reset();
@@ -147,8 +161,9 @@ void Core::Impl::OnGone(NodeId id, const v1::GenerationKey& key) {
   if (ranks == it->second.ranks_of.end()) return;
   for (const std::int32_t rank : ranks->second) {
     if (it->second.ranks[static_cast<std::size_t>(rank)].finished) continue;
-    return FailGeneration(it->second, FailureOf(it->second, rank, absl::StatusCode::kUnavailable,
-                                                "its worker ended without a word"));
+    return FailGeneration(
+        it->second, FailureOf(it->second, rank, v1::FAILURE_CAUSE_WORKER_EXIT,
+                              absl::StatusCode::kUnavailable, "its worker ended without a word"));
   }
 }
 
@@ -158,8 +173,9 @@ void Core::Impl::LoseNode(NodeId id, const std::string& reason, const absl::Stat
   Charge(id);
   if (const auto it = generations_.find(state_.nodes.at(id).payer); it != generations_.end()) {
     if (const auto ranks = it->second.ranks_of.find(id); ranks != it->second.ranks_of.end()) {
-      FailGeneration(it->second, FailureOf(it->second, ranks->second.front(),
-                                           absl::StatusCode::kUnavailable, reason));
+      FailGeneration(it->second,
+                     FailureOf(it->second, ranks->second.front(), v1::FAILURE_CAUSE_NODE_LOST,
+                               absl::StatusCode::kUnavailable, reason));
     }
   }
   if (lost->second.session) {
@@ -167,6 +183,12 @@ void Core::Impl::LoseNode(NodeId id, const std::string& reason, const absl::Stat
     decision_.effects.push_back(CloseSession{*lost->second.session, to_session});
   }
   nodes_.erase(lost);
+  for (auto& [run_id, held] : held_) {
+    const Run& run = state_.runs.at(run_id);
+    std::erase_if(held, [&run, id](const auto& entry) {
+      return run.plan.placements(entry.first).node_id() == id.value();
+    });
+  }
   leases_.Remove(id);
   drains_.Clear(id);
   v1::Fact left;
@@ -175,6 +197,7 @@ void Core::Impl::LoseNode(NodeId id, const std::string& reason, const absl::Stat
   left.mutable_node_left()->set_reason(reason);
   Emit(std::move(left));
   UpdateFree(id);
+  retry_plans_ = true;  // nobody waits for it any more
 }
 
 void Core::Impl::Fence(NodeId id, const v1::GenerationKey& key) {

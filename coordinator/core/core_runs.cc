@@ -103,9 +103,14 @@ void Core::Impl::DiscardDamaged(const Run& run) {
     Discard(run, found->position.step(), damaged.folder(),
             absl::StrCat("found damaged: ", Cut(damaged.reason(), kMaxErrorBytes)));
   }
-  // No generation has begun since: whatever stands uncommitted now was committed before.
+  RollBackTo(run, run.CommittedStep());
+}
+
+void Core::Impl::RollBackTo(const Run& run, std::int64_t step) {
+  // What was committed and turned out damaged is lost as well.
+  const std::int64_t last_step = std::max(run.last_step, run.plan.start_step());
   v1::Fact back;
-  if (RollBack(run, run.GrantedUntil(), back.mutable_windows_rolled_back())) Emit(std::move(back));
+  if (RollBack(run, step, last_step, back.mutable_windows_rolled_back())) Emit(std::move(back));
 }
 
 void Core::Impl::Sweep(const Run& run) {
@@ -136,20 +141,53 @@ void Core::Impl::TryPlan(const Run& run) {
                   false);
   }
   if (free_slots_ < run.file.WorldSize()) return;  // cheap: most registrations end here
-  const Plan plan = PlanFor(run.file, FreeNodesFor(run));
+  if (IsLeaving(run)) return;
+  const Plan plan = PlanFor(run.file, FreeNodesFor(run), run.plan);
   if (plan.fits) StartGeneration(run, plan);
 }
 
+// Nodes of the last generation are waited for, though others be free: what their ranks hold in
+// memory saves steps. Their lease, or their GenerationGone, ends it.
+bool Core::Impl::IsLeaving(const Run& run) const {
+  return std::any_of(run.plan.placements().begin(), run.plan.placements().end(),
+                     [&](const v1::RankPlacement& placement) {
+                       const auto node = nodes_.find(NodeId{placement.node_id()});
+                       return node != nodes_.end() && !node->second.released &&
+                              (!node->second.heard || node->second.draining);
+                     });
+}
+
+// What ranks hold in memory counts where they stay in place.
+RestorePoint Core::Impl::RestoreOf(const Run& run, const Plan& plan) const {
+  HeldSteps in_place;
+  if (const auto held = held_.find(run.id());
+      held != held_.end() && SameLayout(run.plan.layout(), plan.layout)) {
+    for (const auto& [rank, step] : held->second) {
+      const v1::RankPlacement& now = plan.placements[static_cast<std::size_t>(rank)];
+      const v1::RankPlacement& before = run.plan.placements(rank);
+      if (now.node_id() == before.node_id() && now.slot() == before.slot()) in_place[rank] = step;
+    }
+  }
+  return RestoreFor(run, in_place);
+}
+
 void Core::Impl::StartGeneration(const Run& run, const Plan& plan) {
+  const RestorePoint restore = RestoreOf(run, plan);
+  held_.erase(run.id());
+  RollBackTo(run, restore.step);
   v1::Fact fact;
   v1::GenerationStarted& started = *fact.mutable_generation_started();
   *started.mutable_key() = run.key();
   started.mutable_key()->set_generation(run.generation.value() + 1);
   *started.mutable_layout() = plan.layout;
   started.mutable_placements()->Add(plan.placements.begin(), plan.placements.end());
-  if (!run.checkpoints.empty()) started.set_checkpoint(run.checkpoints.back().folder);
-  started.set_start_step(run.CommittedStep());
-  started.set_start_tokens(run.CommittedTokens());
+  if (!restore.live && !run.checkpoints.empty()) {
+    started.set_checkpoint(run.checkpoints.back().folder);
+  }
+  started.set_start_step(restore.step);
+  started.set_start_tokens(TokensAt(run, restore.step));
+  started.set_live(restore.live);
+  started.mutable_transfers()->Add(restore.transfers.begin(), restore.transfers.end());
   started.set_reason(plan.reason);
   for (const v1::RankPlacement& placement : plan.placements) {
     const NodeId id{placement.node_id()};
@@ -200,6 +238,8 @@ void Core::Impl::SendStart(const Run& run, NodeId node) {
   start.set_start_tokens(run.plan.start_tokens());
   start.mutable_windows()->Add(run.windows.begin(), run.windows.end());
   start.set_corpus_digest(run.request.corpus_digest());
+  start.set_live(run.plan.live());
+  *start.mutable_transfers() = run.plan.transfers();
   Send(node, std::move(message));
 }
 
@@ -215,10 +255,12 @@ void Core::Impl::GrantWindows(GenerationRuntime& generation, std::int64_t until_
 }
 
 v1::RankFailed Core::Impl::FailureOf(const GenerationRuntime& generation, std::int32_t rank,
-                                     absl::StatusCode code, const std::string& error) const {
+                                     v1::FailureCause cause, absl::StatusCode code,
+                                     const std::string& error) const {
   v1::RankFailed failure;
   *failure.mutable_key() = generation.key;
   failure.set_rank(rank);
+  failure.set_cause(cause);
   failure.set_status_code(static_cast<std::int32_t>(code));
   failure.set_error(error);
   failure.set_exit_code(-1);
@@ -255,6 +297,7 @@ void Core::Impl::EndGeneration(std::string run_id, const std::string& reason,
   const GenerationRuntime generation = std::move(open);
   generations_.erase(run_id);
   RememberRanks(generation);
+  retry_deferred_ = true;
   run_deadlines_.Clear(run_id);
   for (const auto& [node, ranks] : generation.ranks_of) {
     if (nodes_.contains(node)) Drain(node, generation.key, reason);
@@ -277,10 +320,6 @@ void Core::Impl::AfterGeneration(const std::string& run_id) {
   if (!damaged.empty() && !run.checkpoints.empty() && run.checkpoints.back().folder == damaged) {
     Discard(run, run.CommittedStep(), damaged, absl::StrCat("found damaged: ", run.reason));
   }
-  v1::Fact back;
-  // What was committed and turned out damaged is lost as well.
-  const std::int64_t last_step = std::max(run.last_step, run.plan.start_step());
-  if (RollBack(run, last_step, back.mutable_windows_rolled_back())) Emit(std::move(back));
   if (run.failure.has_key()) {
     if (!run.stop_reason.empty()) {
       return EndRun(run, v1::RUN_STATE_STOPPED,
@@ -289,7 +328,10 @@ void Core::Impl::AfterGeneration(const std::string& run_id) {
     }
     // The checkpoint before it, or the run's beginning, takes its place.
     if (!damaged.empty() && Holds(run.discarded, damaged)) return TryPlan(run);
-    return EndRun(run, v1::RUN_STATE_FAILED, run.reason, IsRetryable(run.failure));
+    const std::string why_not = WhyNotAgain(run);
+    if (why_not.empty()) return TryPlan(run);  // or when enough nodes are free
+    return EndRun(run, v1::RUN_STATE_FAILED, absl::StrCat(run.reason, " (", why_not, ")"),
+                  IsRetryable(run.failure));
   }
   if (run.CommittedStep() >= run.file.train.steps) {
     return EndRun(run, v1::RUN_STATE_COMPLETED, run.reason, false);
@@ -301,6 +343,8 @@ void Core::Impl::EndRun(const Run& run, v1::RunState state, const std::string& r
                         bool retryable) {
   const std::string run_id = run.id();
   ChargeAll(run.nodes);
+  RollBackTo(run, run.CommittedStep());
+  held_.erase(run_id);
   v1::Fact fact;
   v1::RunEnded& ended = *fact.mutable_run_ended();
   ended.set_run_id(run_id);
@@ -320,7 +364,6 @@ void Core::Impl::EndRun(const Run& run, v1::RunState state, const std::string& r
     runtime.released = true;
     UpdateFree(id);
   }
-  retry_deferred_ = true;
 }
 
 void Core::Impl::UpdateDeadline(const std::string& run_id) {
@@ -364,7 +407,8 @@ void Core::Impl::OnRunDeadline(const std::string& run_id) {
     const std::string culprit =
         absl::StrCat("rank ", rank, " on ", NodeNameOf(generation, rank), " ", what);
     return EndGeneration(run_id, culprit,
-                         FailureOf(generation, rank, absl::StatusCode::kDeadlineExceeded, culprit));
+                         FailureOf(generation, rank, v1::FAILURE_CAUSE_STALL,
+                                   absl::StatusCode::kDeadlineExceeded, culprit));
   }
   std::vector<std::int64_t> late;
   for (const auto& [step, checkpoint] : generation.checkpoints) {

@@ -107,6 +107,7 @@ v1::RunStatus Core::Impl::StatusOf(const Run& run) const {
 
 std::string Core::Impl::WaitingReason(const Run& run) const {
   std::string reason = PlanFor(run.file, FreeNodesFor(run)).reason;
+  if (run.failure.has_key()) reason = absl::StrCat(run.reason, "; ", reason);
   for (const auto& [id, runtime] : nodes_) {
     if (!runtime.draining) continue;
     return absl::StrCat(reason, "; ", state_.nodes.at(id).info.name(),

@@ -60,7 +60,8 @@ void Core::Impl::OnReady(NodeId node, const v1::RankReady& ready) {
   if (ready.rank() < 0) return;
   if (ready.address().size() > kMaxAddressBytes) {
     return FailGeneration(
-        *generation, FailureOf(*generation, ready.rank(), absl::StatusCode::kInvalidArgument,
+        *generation, FailureOf(*generation, ready.rank(), v1::FAILURE_CAUSE_WORKER_ERROR,
+                               absl::StatusCode::kInvalidArgument,
                                absl::StrCat("its address has ", ready.address().size(),
                                             " bytes; at most ", kMaxAddressBytes, " are taken")));
   }
@@ -278,7 +279,8 @@ void Core::Impl::OnFinished(NodeId node, const v1::RankFinished& finished) {
   if (!at_end || step < run.plan.start_step() || step > run.GrantedUntil() ||
       (generation->final_step >= 0 && generation->final_step != step)) {
     return FailGeneration(*generation,
-                          FailureOf(*generation, finished.rank(), absl::StatusCode::kInternal,
+                          FailureOf(*generation, finished.rank(), v1::FAILURE_CAUSE_WORKER_ERROR,
+                                    absl::StatusCode::kInternal,
                                     absl::StrCat("it finished at step ", step, " of ",
                                                  run.file.train.steps, ", where it cannot")));
   }
@@ -315,8 +317,9 @@ void Core::Impl::SettleFinal(GenerationRuntime& generation) {
                                    [](const RankRuntime& rank) { return !rank.finished; });
     const auto rank = static_cast<std::int32_t>(late - generation.ranks.begin());
     return FailGeneration(
-        generation, FailureOf(generation, rank, absl::StatusCode::kDeadlineExceeded,
-                              absl::StrCat("it did not finish at step ", step, " as others did")));
+        generation,
+        FailureOf(generation, rank, v1::FAILURE_CAUSE_STALL, absl::StatusCode::kDeadlineExceeded,
+                  absl::StrCat("it did not finish at step ", step, " as others did")));
   }
   // The last step's and evaluation's records travel with heartbeats.
   if (!generation.heard_after_finish) return;
@@ -332,7 +335,9 @@ void Core::Impl::SettleFinal(GenerationRuntime& generation) {
       "the last checkpoint (step ", step,
       ") was not committed: ", why == run.discarded.rend() ? "it was discarded" : why->reason(),
       "; `paceline resume` goes on from step ", run.CommittedStep());
-  EndGeneration(run_id, reason, FailureOf(generation, 0, absl::StatusCode::kUnavailable, reason));
+  EndGeneration(run_id, reason,
+                FailureOf(generation, 0, v1::FAILURE_CAUSE_CHECKPOINT,
+                          absl::StatusCode::kUnavailable, reason));
 }
 
 void Core::Impl::OnFailed(NodeId node, const v1::RankFailed& failed) {

@@ -29,8 +29,13 @@ struct Plan {
   std::vector<v1::RankPlacement> placements;  // in rank order; empty unless it fits
 };
 
+bool SameLayout(const v1::Layout& a, const v1::Layout& b);
+
 // Ranks are placed node by node in the order of `free` (NodeId order), contiguously, at most
-// [launch] slots_per_node on one node. A node that is taken serves this run alone.
-Plan PlanFor(const RunFile& file, const std::vector<FreeNode>& free);
+// [launch] slots_per_node on one node. A node that is taken serves this run alone. Ranks of
+// `former`, the run's last generation, stay where they were if their node is free and the layout is
+// the same; the others then take the places that are left.
+Plan PlanFor(const RunFile& file, const std::vector<FreeNode>& free,
+             const v1::GenerationStarted& former = {});
 
 }  // namespace paceline::core

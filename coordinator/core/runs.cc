@@ -10,6 +10,12 @@
 #include "coordinator/core/planner.h"
 
 namespace paceline::core {
+namespace {
+
+// Generations in a row that got nowhere: a crash loop.
+constexpr std::int64_t kInVainMax = 3;
+
+}  // namespace
 
 bool MayFollow(v1::RunState from, v1::RunState to) {
   switch (from) {
@@ -45,6 +51,20 @@ bool IsRetryable(const v1::RankFailed& failure) {
   }
 }
 
+std::string WhyNotAgain(const Run& run) {
+  if (!IsRetryable(run.failure)) return "it would fail again";
+  if (run.failure.cause() == v1::FAILURE_CAUSE_CHECKPOINT) return "its state could not be kept";
+  if (run.file.launch.launcher == "mpi") return "an MPI job ends with a rank of it";
+  if (run.in_vain >= kInVainMax) {
+    return absl::StrCat(run.in_vain, " generations in a row came no further than step ",
+                        run.highest_step);
+  }
+  if (run.restarts > run.file.failure.max_restarts) {
+    return absl::StrCat("[failure] max_restarts = ", run.file.failure.max_restarts, " is used up");
+  }
+  return "";
+}
+
 bool IsSecondary(const v1::RankFailed& failure) {
   if (failure.signal() != 0) return false;
   switch (static_cast<absl::StatusCode>(failure.status_code())) {
@@ -56,6 +76,12 @@ bool IsSecondary(const v1::RankFailed& failure) {
     default:
       return false;
   }
+}
+
+v1::FailureCause CauseOf(const v1::RankFailed& failure) {
+  if (!failure.damaged_checkpoint().empty()) return v1::FAILURE_CAUSE_CHECKPOINT;
+  if (failure.signal() != 0 || failure.exit_code() > 0) return v1::FAILURE_CAUSE_WORKER_EXIT;
+  return IsSecondary(failure) ? v1::FAILURE_CAUSE_PEER_LOST : v1::FAILURE_CAUSE_WORKER_ERROR;
 }
 
 std::string Describe(const v1::RankFailed& failure, const std::string& node_name) {
@@ -76,6 +102,7 @@ std::string Describe(const v1::RankFailed& failure, const std::string& node_name
 
 v1::RankFailed Bounded(const v1::RankFailed& failure) {
   v1::RankFailed out = failure;
+  out.set_cause(CauseOf(failure));
   out.set_error(Cut(failure.error(), kMaxErrorBytes));
   out.set_damaged_checkpoint(Cut(failure.damaged_checkpoint(), kMaxPathBytes));
   const int lines = failure.stderr_tail_size();

@@ -28,13 +28,19 @@ bool MayFollow(v1::RunState from, v1::RunState to);
 // errors; false where the user or an operator must act first.
 bool IsRetryable(const v1::RankFailed& failure);
 
+// Why no other generation follows the failure of the last one; empty: one does.
+std::string WhyNotAgain(const Run& run);
+
 // A failure that only says that somebody else is gone; the cause may still be on its way.
 bool IsSecondary(const v1::RankFailed& failure);
+
+// Of what a rank or its agent said.
+v1::FailureCause CauseOf(const v1::RankFailed& failure);
 
 // "rank 3 on node-1 was ended by SIGKILL: ...".
 std::string Describe(const v1::RankFailed& failure, const std::string& node_name);
 
-// A copy with every text within its bound.
+// A copy with every text within its bound, and the cause found.
 v1::RankFailed Bounded(const v1::RankFailed& failure);
 
 // kInvalidArgument names the field. The request's run file, parsed.

@@ -43,13 +43,14 @@ std::vector<v1::Window> WindowsToGrant(const Run& run, std::int64_t step, double
   return grants;
 }
 
-bool RollBack(const Run& run, std::int64_t last_step, v1::WindowsRolledBack* out) {
-  if (run.windows.empty()) return false;
+bool RollBack(const Run& run, std::int64_t step, std::int64_t last_step,
+              v1::WindowsRolledBack* out) {
+  if (step >= run.GrantedUntil()) return false;
   *out->mutable_key() = run.key();
-  out->mutable_window()->set_first_step(run.CommittedStep());
+  out->mutable_window()->set_first_step(step);
   out->mutable_window()->set_end_step(run.GrantedUntil());
-  const std::int64_t lost = std::clamp<std::int64_t>(last_step - run.CommittedStep(), 0,
-                                                     run.GrantedUntil() - run.CommittedStep());
+  const std::int64_t lost =
+      std::clamp<std::int64_t>(last_step - step, 0, run.GrantedUntil() - step);
   out->set_lost_steps(lost);
   out->set_lost_tokens(lost * run.TokensPerStep());
   return true;

@@ -28,9 +28,11 @@ std::int64_t StepsToGrantAhead(double step_seconds);
 std::vector<v1::Window> WindowsToGrant(const Run& run, std::int64_t step, double step_seconds,
                                        std::int64_t until_step);
 
-// What goes back when a generation that completed `last_step` ends: the uncommitted windows,
-// and the steps and tokens lost. False: nothing stands uncommitted.
-bool RollBack(const Run& run, std::int64_t last_step, v1::WindowsRolledBack* out);
+// What goes back when the run, of which `last_step` was completed, goes on from `step`, not before
+// the last committed one: the windows after it, and the steps and tokens lost. False: no window
+// lies there.
+bool RollBack(const Run& run, std::int64_t step, std::int64_t last_step,
+              v1::WindowsRolledBack* out);
 
 // The ledger's digest after the run's windows up to `step` are committed: xxh3-128 chained over
 // (digest so far, corpus digest, seed, first and last sample of each window), 32 hex digits.

@@ -113,6 +113,7 @@ absl::Status Apply(State& state, const v1::Fact& fact, const v1::RunSubmitted& s
   run.stop_reason.clear();
   run.failure.Clear();
   run.retryable = false;
+  run.restarts = run.in_vain = 0;
   run.first_generation = Generation{run.generation.value() + 1};
   run.tokens = run.CommittedTokens();
   PushBounded(run.request_ids, request.request_id(), kMaxRequestIds);
@@ -145,7 +146,8 @@ absl::Status Apply(State& state, const v1::Fact& fact, const v1::GenerationStart
   Run* run = FindRun(state, started.key().run_id());
   if (run == nullptr || run->generation_open ||
       started.key().generation() != run->generation.value() + 1 ||
-      started.start_step() != run->CommittedStep()) {
+      started.start_step() != run->GrantedUntil() ||
+      (!started.live() && started.start_step() != run->CommittedStep())) {
     return DoesNotFollow(fact, absl::StrCat("generation ", started.key().generation(), " of run ",
                                             started.key().run_id(), " cannot begin now"));
   }
@@ -166,6 +168,16 @@ absl::Status Apply(State& state, const v1::Fact& fact, const v1::GenerationStart
   return absl::OkStatus();
 }
 
+// A lost node is no fault of the run's: that neither uses up its restarts nor makes a crash loop.
+void CountFailure(Run& run) {
+  const bool further = run.last_step > run.highest_step;
+  run.highest_step = std::max(run.highest_step, run.last_step);
+  if (further) run.in_vain = 0;
+  if (!run.failure.has_key() || run.failure.cause() == v1::FAILURE_CAUSE_NODE_LOST) return;
+  ++run.restarts;
+  if (!further) ++run.in_vain;
+}
+
 absl::Status Apply(State& state, const v1::Fact& fact, const v1::GenerationEnded& ended) {
   Run* run = FindOpen(state, ended.key());
   if (run == nullptr) return DoesNotFollow(fact, NotOpen(ended.key()));
@@ -174,6 +186,7 @@ absl::Status Apply(State& state, const v1::Fact& fact, const v1::GenerationEnded
   run->reason = ended.reason();
   run->failure = ended.failure();
   run->last_step = ended.last_step();
+  CountFailure(*run);
   if (ended.has_step()) run->step = ended.step();
   if (ended.has_eval()) run->eval = ended.eval();
   for (const v1::RankPlacement& placement : run->plan.placements()) {
@@ -200,13 +213,18 @@ absl::Status Apply(State& state, const v1::Fact& fact, const v1::WindowGranted& 
 absl::Status Apply(State& state, const v1::Fact& fact, const v1::WindowsRolledBack& back) {
   Run* run = FindRun(state, back.key().run_id());
   const v1::Window& window = back.window();
-  if (run == nullptr || run->windows.empty() || window.first_step() != run->CommittedStep() ||
-      window.end_step() != run->GrantedUntil()) {
+  if (run == nullptr || window.first_step() < run->CommittedStep() ||
+      window.first_step() >= window.end_step() || window.end_step() != run->GrantedUntil()) {
     return DoesNotFollow(
         fact, absl::StrCat("windows [", window.first_step(), ", ", window.end_step(), ") of run ",
-                           back.key().run_id(), " are not what stands uncommitted"));
+                           back.key().run_id(), " are not the last that stand uncommitted"));
   }
-  run->windows.clear();
+  const std::int64_t left_until = window.first_step();
+  std::erase_if(run->windows,
+                [left_until](const v1::Window& w) { return w.first_step() >= left_until; });
+  if (!run->windows.empty() && run->windows.back().end_step() > left_until) {
+    run->windows.back().set_end_step(left_until);
+  }
   run->lost_steps += back.lost_steps();
   run->lost_tokens += back.lost_tokens();
   return absl::OkStatus();
@@ -227,6 +245,7 @@ absl::Status Apply(State& state, const v1::Fact& fact, const v1::CheckpointCommi
                               .generation = run->generation,
                               .tokens = commit.tokens()});
   run->ledger_digest = commit.ledger_digest();
+  run->in_vain = 0;
   run->tokens = commit.tokens();
   std::erase_if(run->windows, [step](const v1::Window& w) { return w.end_step() <= step; });
   if (!run->windows.empty()) {

@@ -41,6 +41,9 @@ v1::SnapshotRun RunToSnapshot(const Run& run) {
   out.mutable_discarded()->Add(run.discarded.begin(), run.discarded.end());
   out.set_ended_epoch(run.ended_epoch.value());
   out.set_last_step(run.last_step);
+  out.set_restarts(run.restarts);
+  out.set_in_vain(run.in_vain);
+  out.set_highest_step(run.highest_step);
   return out;
 }
 
@@ -80,6 +83,9 @@ absl::StatusOr<Run> RunFromSnapshot(const v1::SnapshotRun& from) {
   run.discarded.assign(from.discarded().begin(), from.discarded().end());
   run.ended_epoch = Epoch{from.ended_epoch()};
   run.last_step = from.last_step();
+  run.restarts = from.restarts();
+  run.in_vain = from.in_vain();
+  run.highest_step = from.highest_step();
   return run;
 }
 

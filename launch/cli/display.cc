@@ -6,6 +6,7 @@
 
 #include "common/run_state.h"
 #include "launch/cli/format.h"
+#include "launch/cli/summary.h"
 
 namespace paceline::cli {
 namespace {
@@ -148,6 +149,8 @@ ProgressReporter::Lines ProgressReporter::Update(const v1::RunStatus& status, do
   }
   if (status.generation() > generation_) {
     if (generation_ > 0 && status.recoveries() > 0) {
+      const std::string failure = FailureText(status);
+      if (!failure.empty()) lines.events.push_back("failure: " + failure);
       lines.events.push_back("recovery: generation " + std::to_string(status.generation()) +
                              " goes on from step " + std::to_string(status.checkpoint_step()) +
                              "; " + FormatNumberOf(status.lost_steps(), "step") +

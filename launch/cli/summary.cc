@@ -108,6 +108,9 @@ Conclusion ConclusionOf(const RunFolder& folder, const std::string& run_dir,
       conclusion.exit_code = FailedExitCode(status);
       const std::string failure = FailureText(status);
       lines.push_back("failed      " + (failure.empty() ? status.reason() : failure));
+      if (status.retryable() && !failure.empty()) {
+        lines.push_back("gave up     " + status.reason());
+      }
       if (status.failure().stderr_tail_size() > 0) {
         lines.push_back("its last lines of stderr: " + VerbCommand("show", folder, run_dir));
       }

@@ -7,6 +7,7 @@
 #include <csignal>
 #include <filesystem>
 #include <iostream>
+#include <map>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -41,8 +42,10 @@ constexpr milliseconds kSubmitRetryInterval{100};
 constexpr seconds kStartTimeout{30};
 constexpr seconds kSummaryTimeout{15};
 constexpr seconds kStopTimeout{10};
-// A coordinator that dies over and over is broken, not unlucky.
-constexpr int kMaxCoordinatorRestarts = 3;
+// A program that dies over and over is broken, not unlucky: this many ends of it, none of which
+// came later than so long after its start.
+constexpr int kQuickEndsMax = 3;
+constexpr seconds kQuickEnd{3};
 
 class Session {
  public:
@@ -98,6 +101,15 @@ class Session {
   }
 
  private:
+  struct Restarts {
+    SteadyTime started{};  // anew, for the last time
+    int quick_ends = 0;    // the latest, in a row
+  };
+  struct EndedNode {
+    std::string text;
+    ProcessExit exit;
+  };
+
   absl::Status Start() {
     ASSIGN_OR_RETURN(const std::string token, ReadOrMakeToken(request_.folder.Token()));
     LocalClusterOptions options{
@@ -162,9 +174,10 @@ class Session {
       if (interrupts_.count() == 1) AskToStop();
       RETURN_IF_ERROR(TendChildren());
       if (Look() && HasEnded(view_.status.state())) return absl::OkStatus();
-      if (!ended_agent_.empty() && view_.status.state() == v1::RUN_STATE_WAITING) {
-        return GiveUp(ended_agent_ + "; the run cannot begin without it");
+      if (!ended_job_.empty() && view_.status.state() == v1::RUN_STATE_WAITING) {
+        return GiveUp(ended_job_ + "; the run cannot begin without it");
       }
+      RETURN_IF_ERROR(RestartNodes());
       WaitForEvent(kPollInterval);
     }
   }
@@ -190,31 +203,51 @@ class Session {
     if (!stop_taken_) stop_taken_ = client_->StopRun(*stop_request_).ok();
   }
 
-  // Reports children that have ended. A coordinator is started again: workers keep stepping
-  // without one, and agents find the next. What an agent's end means is the coordinator's to say.
+  // Reports children that have ended. A coordinator is started again at once: workers keep stepping
+  // without one, and agents find the next.
   absl::Status TendChildren() {
     for (const LocalCluster::Ended& ended : cluster_->TakeEnded()) {
-      const bool is_coordinator = ended.name == "coordinator";
       // The last words of a killed child are about something else.
       const bool has_words = ended.exit.signal == 0 && !ended.stderr_tail.empty();
       const std::string end = ended.name + " ended unexpectedly (" + ToString(ended.exit) +
                               (has_words ? "; " + ended.stderr_tail.back() : "") +
                               "); its log is " + ended.log_path;
-      if (is_coordinator && ++coordinator_ends_ > kMaxCoordinatorRestarts) {
-        return GiveUp(end + "; it was started again " + std::to_string(kMaxCoordinatorRestarts) +
-                      " times");
-      }
-      if (!is_coordinator) {
-        ended_agent_ = end;
+      if (ended.name == kCoordinator) {
+        output_.Event(end);
+        RETURN_IF_ERROR(MayRestart(ended.name, end));
+        output_.Event("starting the coordinator again");
+        RETURN_IF_ERROR(cluster_->RestartCoordinator(kStartTimeout));
+        client_ = std::make_unique<CoordinatorClient>(cluster_->coordinator().address, token_);
+      } else if (ended.name == kMpirun) {
+        ended_job_ = end;
         if (!ended.exit.clean()) output_.Event(end);
-        continue;
+      } else {
+        ended_nodes_[ended.name] = {end, ended.exit};
       }
-      output_.Event(end);
-      output_.Event("starting the coordinator again");
-      RETURN_IF_ERROR(cluster_->RestartCoordinator(kStartTimeout));
-      client_ = std::make_unique<CoordinatorClient>(cluster_->coordinator().address, token_);
     }
     return absl::OkStatus();
+  }
+
+  // Agents that the run's end did not release.
+  absl::Status RestartNodes() {
+    for (const auto& [name, ended] : std::exchange(ended_nodes_, {})) {
+      output_.Event(ended.text);
+      if (ended.exit.exit_code == static_cast<int>(ExitCode::kBadInput)) return GiveUp(ended.text);
+      RETURN_IF_ERROR(MayRestart(name, ended.text));
+      output_.Event("starting " + name + " again");
+      RETURN_IF_ERROR(cluster_->RestartNode(name));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status MayRestart(const std::string& name, const std::string& end) {
+    Restarts& child = restarts_[name];
+    const SteadyTime now = steady_clock::now();
+    child.quick_ends = now - child.started < kQuickEnd ? child.quick_ends + 1 : 0;
+    child.started = now;
+    if (child.quick_ends < kQuickEndsMax) return absl::OkStatus();
+    return GiveUp(end + "; it ended " + std::to_string(kQuickEndsMax) + " times within " +
+                  std::to_string(kQuickEnd.count()) + " s of its start");
   }
 
   absl::Status GiveUp(const std::string& reason) const {
@@ -261,8 +294,9 @@ class Session {
   RunView view_;
   std::optional<v1::StopRunRequest> stop_request_;
   bool stop_taken_ = false;
-  int coordinator_ends_ = 0;
-  std::string ended_agent_;  // how the last agent that ended did so; empty: all live
+  std::map<std::string, Restarts> restarts_;      // of children, by name
+  std::map<std::string, EndedNode> ended_nodes_;  // to be started again, by name
+  std::string ended_job_;                         // how the MPI job ended; empty: it lives
 };
 
 }  // namespace

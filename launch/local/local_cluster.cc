@@ -73,8 +73,8 @@ struct LocalCluster::Impl {
     std::error_code ignored;
     std::filesystem::remove(options.coordinator_json, ignored);
     RETURN_IF_ERROR(
-        StartChild("coordinator", {Program("paceline-coordinator"), "--state-dir",
-                                   options.state_folder, "--token-file", options.token_path}));
+        StartChild(kCoordinator, {Program("paceline-coordinator"), "--state-dir",
+                                  options.state_folder, "--token-file", options.token_path}));
     return WaitForCoordinator(timeout);
   }
 
@@ -131,7 +131,7 @@ absl::StatusOr<std::unique_ptr<LocalCluster>> LocalCluster::Start(LocalClusterOp
 }
 
 absl::Status LocalCluster::StartNodes() {
-  if (!impl_->options.job.empty()) return impl_->StartChild("mpirun", impl_->options.job);
+  if (!impl_->options.job.empty()) return impl_->StartChild(kMpirun, impl_->options.job);
   for (std::int64_t node = 0; node < impl_->options.nodes; ++node) {
     RETURN_IF_ERROR(impl_->StartAgent("node-" + std::to_string(node)));
   }
@@ -141,6 +141,8 @@ absl::Status LocalCluster::StartNodes() {
 absl::Status LocalCluster::RestartCoordinator(milliseconds timeout) {
   return impl_->StartCoordinator(timeout);
 }
+
+absl::Status LocalCluster::RestartNode(const std::string& name) { return impl_->StartAgent(name); }
 
 const CoordinatorFile& LocalCluster::coordinator() const { return impl_->coordinator; }
 

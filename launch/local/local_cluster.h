@@ -22,6 +22,10 @@
 
 namespace paceline {
 
+// Names of children; the others are the nodes': "node-0".
+inline constexpr char kCoordinator[] = "coordinator";
+inline constexpr char kMpirun[] = "mpirun";
+
 struct LocalClusterOptions {
   std::string program_folder;  // holds paceline-coordinator and paceline-agent
   std::string run_id;
@@ -40,7 +44,7 @@ class LocalCluster {
  public:
   // A child that ended.
   struct Ended {
-    std::string name;  // "coordinator", "node-0", "mpirun"
+    std::string name;
     ProcessExit exit;
     std::string log_path;
     std::vector<std::string> stderr_tail;
@@ -60,6 +64,8 @@ class LocalCluster {
   // A coordinator that ended is started again on its state (as the next epoch); agents find it
   // by themselves.
   absl::Status RestartCoordinator(std::chrono::milliseconds timeout);
+  // An agent that ended is started again, as a new incarnation of the node `name`.
+  absl::Status RestartNode(const std::string& name);
 
   const CoordinatorFile& coordinator() const;
   // Children whose end has not been told yet.

@@ -308,10 +308,77 @@ class EndToEndTest(unittest.TestCase):
         self.assertEqual((summary["state"], summary["generations"], summary["lost_steps"]),
                          ("completed", 2, 0))
 
-    def test_a_killed_worker_ends_the_run_and_resume_goes_on(self):
+    def test_after_a_killed_worker_the_run_goes_on(self):
         steps = ("--set", "train.steps=400")
         whole = self.run_to_end(*steps)
         run = Run(self, *steps)
+        run.wait_for_step(55)
+        workers = workers_of(self.folder)
+        os.kill(workers[0], signal.SIGKILL)
+        wait_until(lambda: run.process.poll() is not None or
+                   any(line["generation"] == 2 for line in run.steps()), "the next generation")
+        # The others keep their process.
+        self.assertEqual(len(set(workers[1:]) & set(workers_of(self.folder))), 3, run.log())
+        self.assertEqual(run.wait(), 0, run.log())
+        self.assert_nothing_left()
+        self.assertEqual(sorted({line["step"] for line in run.steps()}), list(range(1, 401)))
+        self.assertEqual(losses(run.folder / "steps.jsonl"), losses(whole.folder / "steps.jsonl"))
+        summary = json.loads((run.folder / "summary.json").read_text())
+        self.assertEqual((summary["generations"], summary["recoveries"]), (2, 1))
+        # What the others held in memory was taken up: the step under way is lost, at most.
+        self.assertLessEqual(summary["lost_steps"], 1)
+        self.assertEqual(summary["lost_steps"], len(run.steps()) - 400)
+        self.assertRegex(run.process.stdout.read(), r"failure: rank \d.*signal 9")
+
+    def test_after_a_killed_agent_the_run_goes_on(self):
+        steps = ("--set", "train.steps=400", "--set", "failure.budget_ms=1000")
+        whole = self.run_to_end(*steps)
+        run = Run(self, *steps)
+        for step in (55, 155):
+            run.wait_for_step(step)
+            generation = run.steps()[-1]["generation"]
+            os.kill(processes_of(self.folder, "paceline-agent")[0], signal.SIGKILL)
+            wait_until(lambda: run.process.poll() is not None or
+                       run.steps()[-1]["generation"] > generation, "the next generation")
+        self.assertEqual(run.wait(), 0, run.log())
+        self.assert_nothing_left()
+        self.assertEqual(losses(run.folder / "steps.jsonl"), losses(whole.folder / "steps.jsonl"))
+        summary = json.loads((run.folder / "summary.json").read_text())
+        self.assertEqual((summary["generations"], summary["recoveries"]), (3, 2))
+        self.assertLessEqual(summary["lost_steps"], 2)
+
+    def test_with_stages_and_experts_the_run_goes_on(self):
+        steps = ("--set", "train.steps=400", "--set", "launch.nodes=4", "--set",
+                 "layout.pipeline=2", "--set", "layout.schedule=zero-bubble", "--set",
+                 "layout.expert=2")
+        whole = self.run_to_end(*steps)
+        run = Run(self, *steps)
+        for step in (55, 105, 155):
+            run.wait_for_step(step)
+            generation = run.steps()[-1]["generation"]
+            os.kill(random.Random(step).choice(workers_of(self.folder)), signal.SIGKILL)
+            wait_until(lambda: run.process.poll() is not None or
+                       run.steps()[-1]["generation"] > generation, "the next generation")
+        self.assertEqual(run.wait(), 0, run.log())
+        self.assert_nothing_left()
+        self.assertEqual(losses(run.folder / "steps.jsonl"), losses(whole.folder / "steps.jsonl"))
+
+    def test_a_run_that_gets_no_further_gives_up(self):
+        steps = ("--set", "train.steps=100000", "--set", "checkpoint.interval_steps=0")
+        run = Run(self, *steps)
+        run.wait_for_step(40)
+        for generation in range(1, 5):
+            wait_until(lambda: any(line["generation"] == generation for line in run.steps()),
+                       f"generation {generation}")
+            os.kill(workers_of(self.folder)[0], signal.SIGKILL)
+        self.assertEqual(run.wait(), 75, run.log())
+        self.assertIn("3 generations in a row", run.log())
+        self.assert_nothing_left()
+
+    def test_a_killed_worker_ends_a_run_without_restarts_and_resume_goes_on(self):
+        steps = ("--set", "train.steps=400")
+        whole = self.run_to_end(*steps)
+        run = Run(self, *steps, "--set", "failure.max_restarts=0")
         run.wait_for_step(55)
         victim = workers_of(self.folder)[0]
         os.kill(victim, signal.SIGKILL)
@@ -348,8 +415,7 @@ class EndToEndTest(unittest.TestCase):
         self.assertEqual(summary["tokens"], 400 * 8 * 32)
 
     def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(self):
-        steps = ("--set", "train.steps=400")
-        run = Run(self, *steps)
+        run = Run(self, "--set", "train.steps=400", "--set", "failure.max_restarts=0")
         run.wait_for_step(45)
         os.kill(workers_of(self.folder)[0], signal.SIGKILL)
         self.assertEqual(run.wait(), 75, run.log())

@@ -21,6 +21,7 @@ void Agent::Start() {
   ++life_;
   epoch_ = 0;
   generation_.reset();
+  held_.clear();
   unacked_.clear();
   Connect();
 }
@@ -198,7 +199,9 @@ void Agent::OnStart(const v1::StartGeneration& start) {
   if (generation_ && generation_->key().generation() >= start.key().generation()) return;
   if (generation_) EndGeneration(generation_->key());
   unacked_.clear();
+  CheckHeld(start);
   generation_ = start;
+  dead_rank_.reset();
   ranks_.clear();
   finished_.clear();
   for (const v1::RankAssignment& assignment : start.assignments()) {
@@ -240,17 +243,55 @@ void Agent::OnStart(const v1::StartGeneration& start) {
   }
 }
 
+bool Receives(const v1::StartGeneration& start, std::int32_t rank) {
+  return std::any_of(start.transfers().begin(), start.transfers().end(),
+                     [rank](const v1::StateTransfer& transfer) { return transfer.to() == rank; });
+}
+
+void Agent::CheckHeld(const v1::StartGeneration& start) {
+  for (const v1::RankAssignment& assignment : start.assignments()) {
+    const std::int32_t rank = assignment.rank();
+    if (!start.live() || Receives(start, rank)) continue;
+    const auto held = held_.find(rank);
+    if (held == held_.end() || held->second != start.start_step()) {
+      world_.trouble_ = absl::StrCat("rank ", rank, " is to go on from step ", start.start_step(),
+                                     ", which it does not hold");
+    }
+  }
+  if (!start.live()) held_.clear();
+}
+
+std::map<std::int32_t, std::int64_t> Agent::HeldSteps() const {
+  std::map<std::int32_t, std::int64_t> held;
+  // An abort may come before the last step's update.
+  const bool before = step_ - 1 > generation_->start_step() && world_.random_.OneIn(3);
+  for (const std::int32_t rank : ranks_) {
+    if (rank == dead_rank_ || finished_.contains(rank)) continue;
+    const bool whole = step_ > generation_->start_step() ||
+                       (generation_->live() && (has_peers_ || !Receives(*generation_, rank)));
+    if (whole && step_ > 0) held[rank] = before ? step_ - 1 : step_;
+  }
+  return held;
+}
+
 void Agent::EndGeneration(const v1::GenerationKey& key) {
+  std::map<std::int32_t, std::int64_t> held;
   if (Holds(key)) {
     world_.Halt(*world_.trainings_.at(key.generation()));
+    held_ = held = HeldSteps();
     generation_.reset();
     unacked_.clear();
   }
   const std::uint64_t incarnation = incarnation_;
-  world_.After(milliseconds(world_.random_.Between(1, 1500)), [this, key, incarnation] {
+  world_.After(milliseconds(world_.random_.Between(1, 1500)), [this, key, incarnation, held] {
     if (!alive_ || incarnation != incarnation_) return;
     v1::AgentMessage message;
     *message.mutable_gone()->mutable_key() = key;
+    for (const auto& [rank, step] : held) {
+      v1::HeldState& state = *message.mutable_gone()->add_held();
+      state.set_rank(rank);
+      state.set_step(step);
+    }
     Tell(0, std::move(message));
   });
 }
@@ -321,6 +362,7 @@ void Agent::WorkerDies() {
   world_.Halt(*world_.trainings_.at(generation_->key().generation()));
   v1::AgentMessage message;
   v1::RankFailed& failed = *message.mutable_failed();
+  dead_rank_ = ranks_.back();
   *failed.mutable_key() = generation_->key();
   failed.set_rank(ranks_.back());
   failed.set_signal(9);

@@ -50,6 +50,9 @@ class Agent {
   void WritePart(std::int32_t rank, std::int64_t step, bool last, bool stopped);
   void AskForWindows(std::int64_t step);
   bool Holds(const v1::GenerationKey& key) const;
+  // What its living ranks hold in memory of the generation that ends.
+  std::map<std::int32_t, std::int64_t> HeldSteps() const;
+  void CheckHeld(const v1::StartGeneration& start);
 
   Simulation& world_;
   const int index_;
@@ -70,6 +73,8 @@ class Agent {
   std::int64_t granted_until_ = 0;
   std::int64_t step_ = 0;
   bool has_peers_ = false;
+  std::optional<std::int32_t> dead_rank_;
+  std::map<std::int32_t, std::int64_t> held_;  // since the last generation
   std::vector<Unacked> unacked_;
 
   friend class Simulation;

@@ -42,6 +42,22 @@ TEST(CleanRunTest, NothingIsLostAndTheLastRecordIsIn) {
   EXPECT_EQ(result.resumes, 0);
 }
 
+// Four data-parallel copies: a worker's death costs the step that was under way, at most.
+TEST(RecoveryTest, ADeadWorkerCostsAtMostOneStep) {
+  std::int64_t recoveries = 0;
+  for (std::uint64_t seed = 1; seed <= 40; ++seed) {
+    Options options;
+    options.seed = seed;
+    options.steps_per_worker_death = 15;
+    const Result result = Simulation(options).Run();
+    EXPECT_EQ(result.trouble, "") << "seed " << seed;
+    EXPECT_EQ(result.resumes, 0) << "seed " << seed;
+    EXPECT_LE(result.status.lost_steps(), result.status.recoveries()) << "seed " << seed;
+    recoveries += result.status.recoveries();
+  }
+  EXPECT_GT(recoveries, 40);
+}
+
 // What goes wrong is drawn from the seed as well, so that seeds differ in kind.
 Options FaultsOf(std::uint64_t seed) {
   Random random(seed * 7919);

@@ -100,9 +100,10 @@ void Promises::OnStarted(const v1::Fact& fact, const v1::GenerationStarted& star
   Expect(!run.open, fact, "a second generation is open");
   Expect(started.key().generation() == run.generation + 1, fact,
          "generations are not counted one by one");
-  Expect(started.start_step() == committed, fact,
-         "a generation does not start from the last committed checkpoint");
-  Expect(run.granted_until == committed, fact, "windows of an earlier generation are held");
+  Expect(started.live() ? started.start_step() >= committed : started.start_step() == committed,
+         fact, "a generation starts neither from the last committed checkpoint nor after it");
+  Expect(run.granted_until == started.start_step(), fact,
+         "windows of an earlier generation are held");
   run.open = true;
   run.generation = started.key().generation();
   run.world = started.placements_size();

@@ -166,9 +166,15 @@ class Cluster {
     *message.mutable_failed() = failed;
     Say(node, message);
   }
-  void Gone(int node, std::uint64_t generation) {
+  // `held`: steps by rank.
+  void Gone(int node, std::uint64_t generation, const std::map<int, std::int64_t>& held = {}) {
     v1::AgentMessage message;
     *message.mutable_gone()->mutable_key() = Key(generation);
+    for (const auto& [rank, step] : held) {
+      v1::HeldState& state = *message.mutable_gone()->add_held();
+      state.set_rank(rank);
+      state.set_step(step);
+    }
     Say(node, message);
   }
 

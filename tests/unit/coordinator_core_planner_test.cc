@@ -45,6 +45,30 @@ TEST(PlannerTest, SmallNodesFillUpToTheWorldSize) {
   EXPECT_EQ(plan.placements[3].node_id(), 2u);
 }
 
+TEST(PlannerTest, RanksStayOnTheNodesThatAreLeft) {
+  v1::GenerationStarted former;
+  *former.mutable_layout() = *LayoutFor(FileOf(1, 4));
+  for (int rank = 0; rank < 4; ++rank) {
+    v1::RankPlacement& placement = *former.add_placements();
+    placement.set_rank(rank);
+    placement.set_node_id(rank < 2 ? 3 : 5);
+    placement.set_slot(rank % 2);
+  }
+  const Plan plan = PlanFor(FileOf(2, 2), {{NodeId{1}, 2}, {NodeId{5}, 2}}, former);
+  ASSERT_TRUE(plan.fits);
+  const std::uint64_t nodes[] = {1, 1, 5, 5};
+  for (int rank = 0; rank < 4; ++rank) {
+    EXPECT_EQ(plan.placements[rank].rank(), rank);
+    EXPECT_EQ(plan.placements[rank].node_id(), nodes[rank]);
+    EXPECT_EQ(plan.placements[rank].slot(), rank % 2);
+  }
+  // Node 3 has gone and 9 comes after 5: its ranks are the first ones all the same.
+  const Plan later = PlanFor(FileOf(2, 2), {{NodeId{5}, 2}, {NodeId{9}, 2}}, former);
+  ASSERT_TRUE(later.fits);
+  EXPECT_EQ(later.placements[0].node_id(), 9u);
+  EXPECT_EQ(later.placements[2].node_id(), 5u);
+}
+
 TEST(PlannerTest, TooFewSlotsSayWhatIsMissing) {
   const Plan plan = PlanFor(FileOf(2, 2), {{NodeId{1}, 2}});
   EXPECT_FALSE(plan.fits);

@@ -179,7 +179,7 @@ TEST(RunsTest, StopOfAnUnknownRunIsNotFound) {
 
 TEST(RunsTest, ResumeGoesOnFromTheLastCommittedCheckpoint) {
   Cluster cluster;
-  cluster.StartFourRanks(100);
+  cluster.StartFourRanks(100, "interval_steps = 10\nkeep = 2\n[failure]\nmax_restarts = 0");
   cluster.Checkpoint(10);
   cluster.Progress(0, 0, 15);
   v1::RankFailed failed = FailureOf(cluster, 3, absl::StatusCode::kOk, "");
@@ -188,7 +188,8 @@ TEST(RunsTest, ResumeGoesOnFromTheLastCommittedCheckpoint) {
   cluster.Fail(1, failed);
   const v1::RunStatus status = cluster.Status();
   EXPECT_EQ(status.state(), v1::RUN_STATE_FAILED);
-  EXPECT_EQ(status.reason(), "rank 3 on node-1 was ended by SIGKILL");
+  EXPECT_EQ(status.reason(),
+            "rank 3 on node-1 was ended by SIGKILL ([failure] max_restarts = 0 is used up)");
   EXPECT_TRUE(status.retryable());
   EXPECT_EQ(status.failure().stderr_tail(0), "last words");
   EXPECT_EQ(status.lost_steps(), 5);
@@ -366,11 +367,11 @@ TEST(RunsTest, ADamagedCheckpointIsLeftForTheOneBefore) {
   cluster.Fail(0, failed);
   EXPECT_EQ(cluster.Status().state(), v1::RUN_STATE_WAITING);
   EXPECT_THAT(cluster.Status().reason(), HasSubstr("still ending generation 2"));
+  cluster.Gone(0, 2);
+  cluster.Gone(1, 2);
   const auto back = cluster.Facts(v1::Fact::kWindowsRolledBack);
   EXPECT_EQ(back.back().windows_rolled_back().window().first_step(), 20);
   EXPECT_EQ(back.back().windows_rolled_back().lost_steps(), 10);
-  cluster.Gone(0, 2);
-  cluster.Gone(1, 2);
   ASSERT_EQ(cluster.Sent(0, Kind::kStart).size(), 1u);
   EXPECT_EQ(cluster.Sent(0, Kind::kStart)[0].start().start_step(), 20);
   EXPECT_EQ(cluster.Status().recoveries(), 1);

@@ -74,13 +74,17 @@ TEST(ShardsTest, RollBackCountsTheStepsDoneAfterTheCommittedOnes) {
   core::Run run = RunOf(1000);
   Grant(&run, WindowsToGrant(run, 0, 1.0, 0));
   v1::WindowsRolledBack back;
-  ASSERT_TRUE(RollBack(run, 37, &back));
+  ASSERT_TRUE(RollBack(run, 0, 37, &back));
   EXPECT_EQ(back.window().first_step(), 0);
   EXPECT_EQ(back.window().end_step(), run.GrantedUntil());
   EXPECT_EQ(back.lost_steps(), 37);
   EXPECT_EQ(back.lost_tokens(), 37 * 8 * 4);
+  ASSERT_TRUE(RollBack(run, 36, 37, &back));
+  EXPECT_EQ(back.window().first_step(), 36);
+  EXPECT_EQ(back.lost_steps(), 1);
+  EXPECT_FALSE(RollBack(run, run.GrantedUntil(), 37, &back));
   run.windows.clear();
-  EXPECT_FALSE(RollBack(run, 37, &back));
+  EXPECT_FALSE(RollBack(run, 0, 37, &back));
 }
 
 TEST(ShardsTest, LedgerDigestDependsOnCorpusSeedAndPosition) {

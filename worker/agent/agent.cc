@@ -386,7 +386,7 @@ void Agent::Impl::Do(const KillWorker& action) {
 
 // A record that cannot be written stops no training; it is counted and said.
 void Agent::Impl::Do(const AppendRecord& action) {
-  absl::Status status = records.Append(action.path, action.line, action.number);
+  absl::Status status = records.Append(action.path, action.line, action.number, action.unless_step);
   if (status.ok()) return;
   spdlog::error("a line of the run's records is lost: {}", status.ToString());
   follow_ups.push_back(RecordWritten{0, std::move(status)});

@@ -56,6 +56,7 @@ SteadyTime AgentCore::NextDeadline() const {
     if (!worker.has_value()) continue;
     if (worker->settle_at.has_value()) next = std::min(next, *worker->settle_at);
     if (worker->kill_at.has_value()) next = std::min(next, *worker->kill_at);
+    if (worker->idle_until.has_value()) next = std::min(next, *worker->idle_until);
   }
   return next;
 }
@@ -244,29 +245,45 @@ void AgentCore::On(const CoordinatorLost& event) {
 
 // --- generations ---
 
-bool AgentCore::SlotsFree(const Generation& generation) const {
-  return std::all_of(generation.start.assignments().begin(), generation.start.assignments().end(),
-                     [&](const v1::RankAssignment& assignment) {
-                       return !slots_[static_cast<std::size_t>(assignment.slot())].has_value();
-                     });
+bool AgentCore::MakeRoom(const Generation& generation) {
+  bool room = true;
+  for (const v1::RankAssignment& assignment : generation.start.assignments()) {
+    const Worker* worker = FindWorker(assignment.slot());
+    if (worker == nullptr) continue;
+    const bool fits = worker->idle && worker->idle_until.has_value() && worker->session_open &&
+                      worker->log_path == RankLog(generation.start.run_dir(), assignment.rank());
+    if (fits) continue;
+    room = false;
+    if (worker->idle) EndIdle(assignment.slot());
+  }
+  return room;
 }
 
 void AgentCore::StartWaiting() {
   for (auto& [key, generation] : generations_) {
-    if (generation.phase == Phase::kWaiting && SlotsFree(generation)) Spawn(key, generation);
+    if (generation.phase == Phase::kWaiting && MakeRoom(generation)) Begin(key, generation);
   }
 }
 
-void AgentCore::Spawn(const Key& key, Generation& generation) {
+// An idle worker that fits goes on in its process; the other slots get new ones.
+void AgentCore::Begin(const Key& key, Generation& generation) {
   generation.phase = Phase::kRunning;
   for (const v1::RankAssignment& assignment : generation.start.assignments()) {
+    const int slot = assignment.slot();
     Worker worker;
     worker.key = key;
     worker.rank = assignment.rank();
     worker.log_path = RankLog(generation.start.run_dir(), assignment.rank());
-    const SpawnWorker spawn{assignment.slot(), generation.start.key(), assignment.rank(),
-                            worker.log_path};
-    slots_[static_cast<std::size_t>(assignment.slot())] = std::move(worker);
+    if (const Worker* idle = FindWorker(slot)) {
+      worker.session = idle->session;
+      worker.session_open = true;
+      slots_[static_cast<std::size_t>(slot)] = std::move(worker);
+      ++counters_.worker_reuses;
+      TellStart(slot, generation);
+      continue;
+    }
+    const SpawnWorker spawn{slot, generation.start.key(), assignment.rank(), worker.log_path};
+    slots_[static_cast<std::size_t>(slot)] = std::move(worker);
     ++counters_.worker_starts;
     Do(spawn);
   }
@@ -283,10 +300,16 @@ void AgentCore::BeginEnd(const Key& key, const std::string& reason) {
       Do(KillWorker{static_cast<int>(slot)});  // it never began: nothing to abort or to flush
       continue;
     }
+    if (worker->left) {
+      BecomeIdle(static_cast<int>(slot));
+      continue;
+    }
     if (!worker->finished) {
       Do(TellWorker{static_cast<int>(slot), AbortOf(generation.start.key(), reason)});
     }
-    Do(TellWorker{static_cast<int>(slot), ExitCommand()});
+    if (worker->finished || worker->failure_told || ending_.has_value()) {
+      Do(TellWorker{static_cast<int>(slot), ExitCommand()});
+    }
     worker->kill_at = now_.steady + timeouts_.shutdown;
   }
   ForgetIfGone(key);
@@ -296,7 +319,7 @@ void AgentCore::ForgetIfGone(const Key& key) {
   const auto found = generations_.find(key);
   if (found == generations_.end() || found->second.phase != Phase::kEnding) return;
   for (const auto& worker : slots_) {
-    if (worker.has_value() && worker->key == key) return;
+    if (worker.has_value() && worker->key == key && !worker->idle) return;
   }
   const v1::GenerationKey name = found->second.start.key();
   generations_.erase(found);
@@ -313,9 +336,10 @@ void AgentCore::EndWorkers(ExitCode code, const std::string& reason, bool at_onc
   std::vector<Key> keys;
   for (const auto& [key, generation] : generations_) keys.push_back(key);
   for (const Key& key : keys) BeginEnd(key, reason);
-  if (!at_once) return;
   for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
-    if (slots_[slot].has_value()) Do(KillWorker{static_cast<int>(slot)});
+    if (!slots_[slot].has_value()) continue;
+    if (slots_[slot]->idle) EndIdle(static_cast<int>(slot));
+    if (at_once) Do(KillWorker{static_cast<int>(slot)});
   }
 }
 
@@ -330,7 +354,7 @@ void AgentCore::On(const ShutdownAsked& event) {
   bool interrupted = false;
   const std::string reason = "node " + node_name_ + " is being shut down: " + event.reason;
   for (auto& worker : slots_) {
-    if (!worker.has_value() || worker->finished || worker->failure_told) continue;
+    if (!worker.has_value() || worker->idle || worker->finished || worker->failure_told) continue;
     const auto generation = generations_.find(worker->key);
     if (generation->second.phase == Phase::kEnding) continue;
     interrupted = true;
@@ -347,6 +371,9 @@ void AgentCore::On(const Timer&) {
     if (worker->kill_at.has_value() && *worker->kill_at <= now_.steady) {
       worker->kill_at.reset();
       Do(KillWorker{static_cast<int>(index)});
+    }
+    if (worker->idle_until.has_value() && *worker->idle_until <= now_.steady) {
+      EndIdle(static_cast<int>(index));
     }
     if (!worker->settle_at.has_value() || *worker->settle_at > now_.steady) continue;
     worker->settle_at.reset();
@@ -391,8 +418,11 @@ void AgentCore::TellHeld() {
   }
 }
 
-void AgentCore::Record(const std::string& path, std::string line) {
-  Do(AppendRecord{path, std::move(line), ++records_appended_});
+void AgentCore::Record(const Generation& generation, const char* file, std::int64_t step,
+                       std::string line) {
+  const bool again = generation.start.live() && step == generation.start.start_step();
+  Do(AppendRecord{generation.start.run_dir() + "/" + file, std::move(line), ++records_appended_,
+                  again ? step : 0});
 }
 
 void AgentCore::On(const RecordWritten& event) {
@@ -403,6 +433,15 @@ void AgentCore::On(const RecordWritten& event) {
 void AgentCore::TellGone(const v1::GenerationKey& key) {
   v1::AgentMessage message;
   *message.mutable_gone()->mutable_key() = key;
+  for (const auto& worker : slots_) {
+    if (!worker.has_value() || !worker->idle_until.has_value() || worker->held_step == 0 ||
+        worker->key != Key{key.run_id(), key.generation()}) {
+      continue;
+    }
+    v1::HeldState& held = *message.mutable_gone()->add_held();
+    held.set_rank(worker->rank);
+    held.set_step(worker->held_step);
+  }
   Tell(std::move(message));
 }
 

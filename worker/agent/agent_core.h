@@ -4,8 +4,9 @@
 // A generation's life on this node:
 //   waiting   its slots still hold workers of another generation
 //   running   its workers train; each slot goes  spawned -> connected -> (finished) -> ended
-//   ending    the coordinator ended it: workers are told to go, killed when they do not
-// and it is forgotten (GenerationGone) when the last of its workers has ended.
+//   ending    the coordinator ended it: workers are told to leave it, killed when they do not
+// and it is forgotten (GenerationGone) when the last of its workers has left it or ended. One that
+// has left is idle: the run's next generation takes it up where it gives the slot the same rank.
 // Invariant: a slot holds at most one worker; nothing of a generation older than the run's
 // newest, of an ended worker's session, or of an epoch below the highest seen, has any effect.
 // What steps led to (parts, ends, failures) is told after the steps' records are written, so that
@@ -103,7 +104,8 @@ struct KillWorker {
 struct AppendRecord {
   std::string path;
   std::string line;
-  std::uint64_t number = 0;  // counts from 1
+  std::uint64_t number = 0;      // counts from 1
+  std::int64_t unless_step = 0;  // above 0: the file may have it already (RecordWriter::Append)
 };
 struct EndAgent {
   ExitCode code = ExitCode::kDone;
@@ -147,12 +149,16 @@ class AgentCore {
     std::uint64_t session = 0;  // 0: not connected yet
     bool session_open = false;
     bool finished = false;
+    bool left = false;  // its generation, and lives
+    std::int64_t held_step = 0;
+    bool idle = false;  // and its generation has ended: `key` is a former one
     bool failure_told = false;
     std::optional<v1::RankFailed> failure;  // said, held until the exit's details are known
     std::optional<ProcessExit> exit;
     std::vector<std::string> stderr_tail;
     std::optional<SteadyTime> settle_at;  // tell the failure, or take the exit as it is
     std::optional<SteadyTime> kill_at;
+    std::optional<SteadyTime> idle_until;
   };
 
   void On(const CoordinatorSaid& event);
@@ -178,12 +184,18 @@ class AgentCore {
   void OnProgress(const Worker& worker, Generation& generation, const v1::RankProgress& progress);
   void OnWindowRequest(Generation& generation, const v1::WindowRequest& request);
   void OnFailed(Worker& worker, v1::RankFailed failed, std::vector<std::string> stderr_tail);
+  void OnLeft(int slot, const v1::RankLeft& left);
+  void BecomeIdle(int slot);
+  void EndIdle(int slot);
   void Relay(Worker& worker, const v1::WorkerMessage& said);
 
   absl::Status CheckStart(const v1::StartGeneration& start) const;
   void StartWaiting();
-  bool SlotsFree(const Generation& generation) const;
-  void Spawn(const Key& key, Generation& generation);
+  // Whether every slot is empty or has the worker that `generation` wants there; others that are
+  // idle are told to go.
+  bool MakeRoom(const Generation& generation);
+  void Begin(const Key& key, Generation& generation);
+  void TellStart(int slot, const Generation& generation);
   void BeginEnd(const Key& key, const std::string& reason);
   void ForgetIfGone(const Key& key);
   void EndIfIdle();
@@ -193,7 +205,8 @@ class AgentCore {
   void Heartbeat(bool newest_only);
   void TellGone(const v1::GenerationKey& key);
   void TellFailed(const Key& key, std::int32_t rank, const absl::Status& status);
-  void Record(const std::string& path, std::string line);
+  // The record that a generation's live state brings along may have been written before.
+  void Record(const Generation& generation, const char* file, std::int64_t step, std::string line);
   void Tell(v1::AgentMessage message);  // through the outbox
   // Tells at once, or when the records appended so far are written. A `repeat` needs no heartbeat
   // with it.

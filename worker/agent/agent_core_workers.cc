@@ -9,6 +9,10 @@
 namespace paceline {
 namespace {
 
+// A worker that no generation has taken up for so long is ended. Until then it holds the state that
+// the run may go on from; another run that gets its slot ends it at once.
+constexpr std::chrono::hours kIdleMax{1};
+
 // The generation and rank that a relayed message speaks for; null: it names none.
 const v1::GenerationKey* KeyOf(const v1::WorkerMessage& message) {
   switch (message.body_case()) {
@@ -24,6 +28,8 @@ const v1::GenerationKey* KeyOf(const v1::WorkerMessage& message) {
       return &message.finished().key();
     case v1::WorkerMessage::kFailed:
       return &message.failed().key();
+    case v1::WorkerMessage::kLeft:
+      return &message.left().key();
     default:
       return nullptr;
   }
@@ -53,30 +59,34 @@ void AgentCore::On(const WorkerSaid& event) {
   Worker* worker = FindWorker(event.slot);
   if (worker == nullptr) return;
   if (event.message.has_hello()) return OnHello(event.slot, event.session, event.message.hello());
-  if (worker->session != event.session) return;
-  Generation* generation = FindRunning(generations_.at(worker->key).start.key());
-  if (generation == nullptr) return;
+  if (worker->session != event.session || worker->idle) return;
   const v1::GenerationKey* key = KeyOf(event.message);
   if (key != nullptr && Key{key->run_id(), key->generation()} != worker->key) {
     ++counters_.stale_messages;
     return;
   }
+  if (event.message.has_left()) return OnLeft(event.slot, event.message.left());
+  Generation* generation = FindRunning(generations_.at(worker->key).start.key());
+  if (generation == nullptr) return;
   switch (event.message.body_case()) {
     case v1::WorkerMessage::kProgress:
       return OnProgress(*worker, *generation, event.message.progress());
     case v1::WorkerMessage::kStep: {
       if (worker->rank != 0) return;
-      generation->tokens += event.message.step().tokens();
+      // start_tokens holds the steps up to start_step.
+      if (event.message.step().step() > generation->start.start_step()) {
+        generation->tokens += event.message.step().tokens();
+      }
       generation->ranks[0].key = generation->start.key();
       generation->ranks[0].step = event.message.step();
-      return Record(generation->start.run_dir() + "/steps.jsonl",
+      return Record(*generation, "steps.jsonl", event.message.step().step(),
                     StepLine(event.message.step(), generation->tokens, worker->key.second));
     }
     case v1::WorkerMessage::kEval:
       if (worker->rank != 0) return;
       generation->ranks[0].key = generation->start.key();
       generation->ranks[0].eval = event.message.eval();
-      return Record(generation->start.run_dir() + "/evals.jsonl",
+      return Record(*generation, "evals.jsonl", event.message.eval().step(),
                     EvalLine(event.message.eval(), worker->key.second));
     case v1::WorkerMessage::kWindowRequest:
       return OnWindowRequest(*generation, event.message.window_request());
@@ -103,7 +113,13 @@ void AgentCore::OnHello(int slot, std::uint64_t session, const v1::WorkerHello& 
                                              ": install agent and worker of one release"));
     return Do(KillWorker{slot});
   }
-  const v1::StartGeneration& start = generation->start;
+  TellStart(slot, *generation);
+}
+
+// With what was said to the whole generation before.
+void AgentCore::TellStart(int slot, const Generation& generation) {
+  const Worker& worker = *FindWorker(slot);
+  const v1::StartGeneration& start = generation.start;
   v1::WorkerCommand command;
   v1::RankStart& rank_start = *command.mutable_start();
   *rank_start.mutable_key() = start.key();
@@ -115,15 +131,17 @@ void AgentCore::OnHello(int slot, std::uint64_t session, const v1::WorkerHello& 
   *rank_start.mutable_windows() = start.windows();
   rank_start.set_corpus_digest(start.corpus_digest());
   rank_start.set_log_path(worker.log_path);
+  rank_start.set_live(start.live());
+  *rank_start.mutable_transfers() = start.transfers();
   Do(TellWorker{slot, std::move(command)});
-  if (generation->peers.has_value()) {
+  if (generation.peers.has_value()) {
     v1::WorkerCommand peers;
-    *peers.mutable_peers() = *generation->peers;
+    *peers.mutable_peers() = *generation.peers;
     Do(TellWorker{slot, std::move(peers)});
   }
-  if (generation->stop.has_value()) {
+  if (generation.stop.has_value()) {
     v1::WorkerCommand stop;
-    *stop.mutable_stop() = *generation->stop;
+    *stop.mutable_stop() = *generation.stop;
     Do(TellWorker{slot, std::move(stop)});
   }
 }
@@ -180,9 +198,40 @@ void AgentCore::Relay(Worker& worker, const v1::WorkerMessage& said) {
 void AgentCore::OnFailed(Worker& worker, v1::RankFailed failed,
                          std::vector<std::string> stderr_tail) {
   if (worker.failure_told || worker.failure.has_value()) return;
+  const bool survives = failed.survives();
   worker.failure = std::move(failed);
   worker.stderr_tail = std::move(stderr_tail);
+  if (survives) return TellFailure(worker);  // no end follows
   worker.settle_at = now_.steady + heartbeat_interval_;
+}
+
+void AgentCore::OnLeft(int slot, const v1::RankLeft& left) {
+  Worker& worker = *FindWorker(slot);
+  if (worker.exit.has_value() || !worker.session_open) return;
+  worker.left = true;
+  worker.held_step = left.held_step();
+  if (generations_.at(worker.key).phase != Phase::kEnding) return;
+  BecomeIdle(slot);
+  ForgetIfGone(worker.key);
+}
+
+void AgentCore::BecomeIdle(int slot) {
+  Worker& worker = *FindWorker(slot);
+  worker.idle = true;
+  worker.kill_at.reset();
+  worker.settle_at.reset();
+  worker.idle_until = now_.steady + kIdleMax;
+  if (ending_.has_value()) EndIdle(slot);
+}
+
+void AgentCore::EndIdle(int slot) {
+  Worker& worker = *FindWorker(slot);
+  if (!worker.idle_until.has_value()) return;  // told already
+  worker.idle_until.reset();
+  v1::WorkerCommand command;
+  command.mutable_exit();
+  Do(TellWorker{slot, std::move(command)});
+  worker.kill_at = now_.steady + timeouts_.shutdown;
 }
 
 void AgentCore::On(const WorkerSessionClosed& event) {
@@ -202,6 +251,7 @@ void AgentCore::On(const WorkerExited& event) {
   worker->exit = event.exit;
   worker->stderr_tail = event.stderr_tail;
   worker->kill_at.reset();
+  worker->idle_until.reset();
   // The exit may have overtaken the worker's last words, which lie in the socket. The session's
   // end comes after them; the timer covers a session that something else holds open.
   worker->settle_at = now_.steady + heartbeat_interval_;
@@ -227,7 +277,7 @@ void AgentCore::SettleIfEnded(int slot) {
   Worker& worker = *FindWorker(slot);
   if (!worker.exit.has_value() || worker.session_open) return;
   const Key key = worker.key;
-  if (generations_.at(key).phase != Phase::kRunning) {
+  if (worker.idle || generations_.at(key).phase != Phase::kRunning) {
     ++counters_.workers_ended;
   } else if (worker.finished && (worker.exit->clean() || !worker.exit->known())) {
     ++counters_.workers_finished;

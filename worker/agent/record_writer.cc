@@ -13,11 +13,15 @@ namespace paceline {
 namespace {
 
 absl::Status Write(std::map<std::string, LineFile>& files, const std::string& path,
-                   const std::string& line) {
+                   const std::string& line, std::int64_t unless_step) {
   auto found = files.find(path);
   if (found == files.end()) {
     ASSIGN_OR_RETURN(LineFile file, LineFile::Open(path));
     found = files.emplace(path, std::move(file)).first;
+  }
+  if (unless_step > 0) {
+    ASSIGN_OR_RETURN(const std::int64_t last, found->second.LastStep());
+    if (last >= unless_step) return absl::OkStatus();
   }
   return found->second.Append(line);
 }
@@ -29,6 +33,7 @@ struct RecordWriter::State {
     std::string path;
     std::string text;
     std::uint64_t number;
+    std::int64_t unless_step;
   };
 
   State(std::size_t most, OnWritten told) : lines_max(most), on_written(std::move(told)) {}
@@ -65,7 +70,7 @@ void RecordWriter::Run(State& state) {
     const State::Line line = std::move(state.lines.front());
     state.lines.pop_front();
     lock.unlock();
-    absl::Status status = Write(open, line.path, line.text);
+    absl::Status status = Write(open, line.path, line.text, line.unless_step);
     lock.lock();
     if (state.abandoned) return;
     lock.unlock();
@@ -76,13 +81,14 @@ void RecordWriter::Run(State& state) {
   state.changed.notify_all();
 }
 
-absl::Status RecordWriter::Append(std::string path, std::string line, std::uint64_t number) {
+absl::Status RecordWriter::Append(std::string path, std::string line, std::uint64_t number,
+                                  std::int64_t unless_step) {
   const std::lock_guard lock(state_->mutex);
   if (state_->lines.size() >= state_->lines_max) {
     return absl::ResourceExhaustedError(path + ": the disk has not taken the " +
                                         std::to_string(state_->lines_max) + " lines before it");
   }
-  state_->lines.push_back({std::move(path), std::move(line), number});
+  state_->lines.push_back({std::move(path), std::move(line), number, unless_step});
   state_->changed.notify_all();
   return absl::OkStatus();
 }

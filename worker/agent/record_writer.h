@@ -34,7 +34,9 @@ class RecordWriter {
   RecordWriter& operator=(const RecordWriter&) = delete;
 
   // Never waits. kResourceExhausted: `lines_max` lines wait, and this one is dropped.
-  absl::Status Append(std::string path, std::string line, std::uint64_t number);
+  // `unless_step` above 0: not written where the file's last line is of that step or a later one.
+  absl::Status Append(std::string path, std::string line, std::uint64_t number,
+                      std::int64_t unless_step = 0);
 
   // Takes no more lines and waits until all are written, at most `patience`. kDeadlineExceeded:
   // the disk has not taken them. What waits is dropped then, and the thread, which nothing can

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <charconv>
@@ -63,6 +64,22 @@ std::string EvalLine(const v1::EvalRecord& record, std::uint64_t generation) {
          ",\"tokens\":" + std::to_string(record.tokens()) +
          ",\"eval_seconds\":" + JsonNumber(record.eval_seconds()) +
          ",\"generation\":" + std::to_string(generation) + "}";
+}
+
+absl::StatusOr<std::int64_t> LineFile::LastStep() const {
+  constexpr std::string_view kStep = "{\"step\":";
+  std::array<char, 4096> block;
+  const off_t end = ::lseek(fd_, 0, SEEK_END);
+  const off_t begin = std::max<off_t>(end - static_cast<off_t>(block.size()), 0);
+  const ssize_t got = ::pread(fd_, block.data(), static_cast<std::size_t>(end - begin), begin);
+  if (end < 0 || got < 0) return ErrnoStatus(errno, path_);
+  const std::string_view text(block.data(), static_cast<std::size_t>(got));
+  const std::size_t last = text.rfind(kStep);
+  std::int64_t step = 0;
+  if (last != std::string_view::npos) {
+    std::from_chars(text.data() + last + kStep.size(), text.data() + text.size(), step);
+  }
+  return step;
 }
 
 LineFile::LineFile(int fd, std::string path) : fd_(fd), path_(std::move(path)) {}

@@ -27,6 +27,8 @@ class LineFile {
 
   // Hands `line` to the system before it returns. On an error nothing of the line stays.
   absl::Status Append(const std::string& line);
+  // Of the last line; 0: there is none.
+  absl::StatusOr<std::int64_t> LastStep() const;
 
  private:
   LineFile(int fd, std::string path);

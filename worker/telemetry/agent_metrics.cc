@@ -149,6 +149,9 @@ std::vector<MetricFamily> AgentMetricFamilies(const AgentView& view, const std::
       MetricType::Counter, static_cast<double>(counters.record_errors));
   add("paceline_agent_worker_starts_total", "Workers started.", MetricType::Counter,
       static_cast<double>(counters.worker_starts));
+  add("paceline_agent_worker_reuses_total",
+      "Workers that a generation took over from the one before.", MetricType::Counter,
+      static_cast<double>(counters.worker_reuses));
   families.push_back(Family("paceline_agent_worker_exits_total",
                             "Workers that have ended: finished (the rank had no more to do), "
                             "ended (with their generation) or failed.",

@@ -25,6 +25,7 @@ struct AgentCounters {
   std::int64_t registrations = 0;
   std::int64_t stale_messages = 0;  // of a lower epoch, refused
   std::int64_t worker_starts = 0;
+  std::int64_t worker_reuses = 0;
   std::int64_t workers_finished = 0;  // ended by themselves, their rank having finished
   std::int64_t workers_ended = 0;     // because their generation had ended
   std::int64_t workers_failed = 0;    // otherwise

@@ -35,6 +35,7 @@ enum class Reduction { kExact, kFast };
 struct FlatRange {
   std::int64_t begin = 0;
   std::int64_t count = 0;
+  bool operator==(const FlatRange&) const = default;
 };
 
 // The part of `bucket` that the rank at `at` sums: equal parts for the ranks that share it, the

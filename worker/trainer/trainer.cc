@@ -1,9 +1,13 @@
 #include "worker/trainer/trainer.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/cord.h"
@@ -28,6 +32,9 @@ constexpr std::int64_t kWindowStepsMin = 128;
 constexpr std::int64_t kWindowStepsMax = 100'000;
 constexpr std::chrono::milliseconds kAskAgain{1000};
 
+constexpr std::chrono::seconds kManifestPatience{60};
+constexpr std::chrono::milliseconds kLookAgain{20};
+
 bool Holds(const ModelPart& part, std::int64_t layer) {
   return std::any_of(part.segments.begin(), part.segments.end(), [&](const LayerRange& segment) {
     return layer >= segment.first && layer < segment.end;
@@ -39,7 +46,7 @@ SteadyTime Tick() { return std::chrono::steady_clock::now(); }
 }  // namespace
 
 Trainer::Trainer(const RunFile& run_file, const v1::RankStart& start, GenerationControl& control,
-                 Send send)
+                 SendFunction send)
     : run_file_(run_file),
       start_(start),
       control_(control),
@@ -64,14 +71,17 @@ Trainer::Trainer(const RunFile& run_file, const v1::RankStart& start, Generation
 
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const RunFile& run_file,
                                                          const v1::RankStart& start,
-                                                         GenerationControl& control, Send send) {
+                                                         GenerationControl& control,
+                                                         SendFunction send,
+                                                         std::optional<LiveState> held) {
   RETURN_IF_ERROR(CheckRankStart(run_file, start));
+  if (!start.live()) held.reset();  // its memory is wanted
   std::unique_ptr<Trainer> trainer(new Trainer(run_file, start, control, std::move(send)));
-  RETURN_IF_ERROR(trainer->Load());
+  RETURN_IF_ERROR(trainer->Load(std::move(held)));
   return trainer;
 }
 
-absl::Status Trainer::Load() {
+absl::Status Trainer::Load(std::optional<LiveState> held) {
   ASSIGN_OR_RETURN(train_, BatchLoader::Open(run_file_.data.train, run_file_, /*shuffle=*/true));
   if (!start_.corpus_digest().empty() && train_->order().digest() != start_.corpus_digest()) {
     return absl::DataLossError(
@@ -91,6 +101,8 @@ absl::Status Trainer::Load() {
   moments_ = OptimizerMoments(OwnedRanges(model_->buckets(), layout_, at_));
   scalars_.assign(kExpertScalars + model_->expert_tokens().size(), 0.0);
 
+  if (start_.live()) return TakeUp(std::move(held));
+  whole_ = true;
   if (!start_.checkpoint().empty()) {
     absl::Status loaded = LoadCheckpoint();
     if (absl::IsDataLoss(loaded) || absl::IsNotFound(loaded)) {
@@ -106,7 +118,97 @@ absl::Status Trainer::Load() {
   return absl::OkStatus();
 }
 
+absl::Status Trainer::TakeUp(std::optional<LiveState> held) {
+  const bool receives = std::any_of(
+      start_.transfers().begin(), start_.transfers().end(),
+      [this](const v1::StateTransfer& transfer) { return transfer.to() == start_.rank(); });
+  if (receives) return absl::OkStatus();
+  if (!held.has_value() || held->record.step() != step_) {
+    return absl::UnavailableError(absl::StrCat(
+        "rank ", start_.rank(), " does not hold the state of step ", step_, " in memory any more"));
+  }
+  record_ = held->record;
+  RETURN_IF_ERROR(PutLiveState(*std::move(held), *model_, moments_));
+  whole_ = true;
+  return absl::OkStatus();
+}
+
+std::optional<LiveState> Trainer::TakeState() {
+  if (!whole_ || record_.step() != step_ || step_ == 0) return std::nullopt;
+  whole_ = false;
+  return TakeLiveState(record_, *model_, std::move(moments_));
+}
+
+absl::Status Trainer::ShareState() {
+  std::vector<std::span<float>> arrays = StateArrays(*model_, moments_);
+  std::array<double, 3> values = {record_.loss(), record_.grad_norm(), record_.step_seconds()};
+  Communicator& world = groups_->world();
+  for (const v1::StateTransfer& transfer : start_.transfers()) {
+    if (transfer.from() == start_.rank()) {
+      world.Send(communication_, "state", values.data(), values.size(), DataType::kFloat64,
+                 transfer.to());
+      for (const std::span<float> array : arrays) {
+        world.Send(communication_, "state", array.data(), array.size(), DataType::kFloat32,
+                   transfer.to());
+      }
+    } else if (transfer.to() == start_.rank()) {
+      world.Recv(communication_, "state", values.data(), values.size(), DataType::kFloat64,
+                 transfer.from());
+      for (const std::span<float> array : arrays) {
+        world.Recv(communication_, "state", array.data(), array.size(), DataType::kFloat32,
+                   transfer.from());
+      }
+    }
+  }
+  RETURN_IF_ERROR(communication_.Synchronize());
+  record_ = RecordOf(step_, values[0], values[1], values[2]);
+  whole_ = true;
+  // The ranks that completed the step may have been stopped before what follows it.
+  if (start_.rank() == 0) Send(record_);
+  RETURN_IF_ERROR(EvaluateIfDue());
+  const bool committed = start_.windows().empty() || start_.windows(0).first_step() >= step_;
+  if (!committed) CheckpointIfDue();
+  return absl::OkStatus();
+}
+
+v1::StepRecord Trainer::RecordOf(std::int64_t step, double loss, double grad_norm,
+                                 double seconds) const {
+  v1::StepRecord record;
+  record.set_step(step);
+  record.set_loss(loss);
+  record.set_grad_norm(grad_norm);
+  record.set_learning_rate(LearningRate(run_file_.train, step));
+  record.set_tokens(step_tokens_);
+  record.set_step_seconds(seconds);
+  return record;
+}
+
+void Trainer::Send(const v1::StepRecord& record) {
+  v1::WorkerMessage message;
+  *message.mutable_step() = record;
+  send_(std::move(message));
+}
+
+// A committed checkpoint's manifest may still be on its way to its name, behind a slow disk: that
+// is no damage.
+absl::Status Trainer::AwaitManifest() {
+  const std::string manifest = start_.checkpoint() + "/manifest.json";
+  const SteadyTime deadline = Tick() + kManifestPatience;
+  while (::access(manifest.c_str(), F_OK) != 0 &&
+         ::access((manifest + ".pending").c_str(), F_OK) == 0) {
+    RETURN_IF_ERROR(control_.status());
+    if (Tick() >= deadline) {
+      return absl::UnavailableError(
+          absl::StrCat(manifest, " has not been put in its place within ",
+                       std::chrono::duration<double>(kManifestPatience).count(), " s"));
+    }
+    std::this_thread::sleep_for(kLookAgain);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Trainer::LoadCheckpoint() {
+  RETURN_IF_ERROR(AwaitManifest());
   ASSIGN_OR_RETURN(const auto reader, CheckpointReader::Open(start_.checkpoint()));
   if (reader->manifest().step != step_) {
     return absl::DataLossError(absl::StrCat(start_.checkpoint(), " holds step ",
@@ -158,6 +260,7 @@ void Trainer::LeaveGroups(const absl::Status& reason) {
 }
 
 absl::Status Trainer::TrainSteps() {
+  if (start_.live()) RETURN_IF_ERROR(ShareState());
   while (!finished()) {
     RETURN_IF_ERROR(WaitForWindow());
     RETURN_IF_ERROR(Step());
@@ -273,14 +376,15 @@ absl::Status Trainer::Step() {
   const SteadyTime reduced = Tick();
 
   double loss = scalars_[kLossScalar] / static_cast<double>(step_tokens_);
-  const double learning_rate = LearningRate(run_file_.train, step_ + 1);
   if (std::isfinite(loss) && std::isfinite(grad_norm)) {
+    whole_ = false;
     RETURN_IF_ERROR(Update(grad_norm));
   } else {
     RETURN_IF_ERROR(ReportNonFinite());
     loss = std::numeric_limits<double>::quiet_NaN();
   }
   ++step_;
+  whole_ = true;
   const SteadyTime end = Tick();
 
   const double pipeline_wait = executor_->wait_seconds() - pipeline_wait_before;
@@ -295,17 +399,8 @@ absl::Status Trainer::Step() {
   totals_.set_compute_seconds(totals_.compute_seconds() + seconds - exposed - data_wait -
                               pipeline_wait);
   totals_.set_tokens((step_ - start_.start_step()) * step_tokens_ / layout_.world_size());
-  if (start_.rank() == 0) {
-    v1::WorkerMessage message;
-    v1::StepRecord& record = *message.mutable_step();
-    record.set_step(step_);
-    record.set_loss(loss);
-    record.set_grad_norm(grad_norm);
-    record.set_learning_rate(learning_rate);
-    record.set_tokens(step_tokens_);
-    record.set_step_seconds(seconds);
-    send_(std::move(message));
-  }
+  record_ = RecordOf(step_, loss, grad_norm, seconds);
+  if (start_.rank() == 0) Send(record_);
   return absl::OkStatus();
 }
 

@@ -14,6 +14,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -38,19 +39,26 @@ inline constexpr char kDamagedCheckpoint[] = "paceline/damaged-checkpoint";
 
 class Trainer {
  public:
-  using Send = std::function<void(v1::WorkerMessage)>;
+  using SendFunction = std::function<void(v1::WorkerMessage)>;
 
-  // Builds model, optimizer and readers, and loads the checkpoint that `start` names.
+  // Builds model, optimizer and readers, and loads the checkpoint that `start` names, or goes on
+  // from `held`, which is empty after.
   // kInvalidArgument, kDataLoss, kFailedPrecondition: name the field, file or tensor. Where
   // `start`'s checkpoint is damaged, the payload kDamagedCheckpoint says so.
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(const RunFile& run_file,
                                                          const v1::RankStart& start,
-                                                         GenerationControl& control, Send send);
+                                                         GenerationControl& control,
+                                                         SendFunction send,
+                                                         std::optional<LiveState> held = {});
 
   // Trains over `groups` to the last step, or to the step a stop was agreed on, writes
   // the last checkpoint, and says RankFinished. kAborted: the generation was aborted.
   // kDataLoss: a loss or gradient is not finite; names rank, step and tensor.
   absl::Status Run(ParallelGroups& groups);
+
+  // After Run has failed, or instead of it: the state, if it is whole (no update was under way).
+  // The trainer is of no use then.
+  std::optional<LiveState> TakeState();
 
   // Where the rank stands; cheap, for the telemetry of another thread.
   v1::RankProgress progress() const;
@@ -60,11 +68,17 @@ class Trainer {
 
  private:
   Trainer(const RunFile& run_file, const v1::RankStart& start, GenerationControl& control,
-          Send send);
+          SendFunction send);
 
-  absl::Status Load();
+  absl::Status Load(std::optional<LiveState> held);
   absl::Status LoadCheckpoint();
+  absl::Status AwaitManifest();
+  absl::Status TakeUp(std::optional<LiveState> held);
+  // Ranks that lack the state get it from those that hold it; then what was due at its step.
+  absl::Status ShareState();
   absl::Status TrainSteps();
+  v1::StepRecord RecordOf(std::int64_t step, double loss, double grad_norm, double seconds) const;
+  void Send(const v1::StepRecord& record);
   void LeaveGroups(const absl::Status& reason);
   absl::Status WaitForWindow();
   absl::Status Step();
@@ -85,7 +99,7 @@ class Trainer {
   const RunFile run_file_;
   const v1::RankStart start_;
   GenerationControl& control_;
-  const Send send_;
+  const SendFunction send_;
   const ParallelLayout layout_;
   const RankCoordinates at_;
   const std::int64_t micro_batches_;  // of this rank in a step
@@ -107,6 +121,8 @@ class Trainer {
   std::unique_ptr<Checkpointer> checkpointer_;
 
   std::int64_t step_ = 0;  // completed
+  bool whole_ = false;     // the state is that of step_
+  v1::StepRecord record_;  // of step_, where it was completed or shared here
   std::int64_t asked_until_ = 0;
   bool stop_agreed_ = false;
   // Summed over ranks at the end of a step, all of it exact in float64: the loss (a sum of

@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "common/check.h"
 
 namespace paceline {
@@ -95,6 +96,43 @@ OptimizerMoments::OptimizerMoments(std::vector<FlatRange> ranges) : ranges_(std:
 
 std::span<float> OptimizerMoments::Of(std::vector<float>& values, std::size_t range) {
   return std::span(values).subspan(begin_[range], static_cast<std::size_t>(ranges_[range].count));
+}
+
+LiveState TakeLiveState(const v1::StepRecord& record, Model& model, OptimizerMoments moments) {
+  LiveState state = {.record = record, .moments = std::move(moments)};
+  state.weights.assign(model.weights().begin(), model.weights().end());
+  for (const StateBuffer& buffer : model.state_buffers()) {
+    state.state_buffers.emplace_back(buffer.data, buffer.data + Elements(buffer.shape));
+  }
+  return state;
+}
+
+absl::Status PutLiveState(LiveState state, Model& model, OptimizerMoments& moments) {
+  const std::span<StateBuffer> buffers = model.state_buffers();
+  bool fits = state.weights.size() == model.weights().size() &&
+              state.state_buffers.size() == buffers.size() &&
+              state.moments.ranges() == moments.ranges();
+  for (std::size_t i = 0; fits && i < buffers.size(); ++i) {
+    fits = std::ssize(state.state_buffers[i]) == Elements(buffers[i].shape);
+  }
+  if (!fits) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the state of step ", state.record.step(), " in memory is not this rank's"));
+  }
+  std::copy(state.weights.begin(), state.weights.end(), model.weights().begin());
+  for (std::size_t i = 0; i < buffers.size(); ++i) {
+    std::copy(state.state_buffers[i].begin(), state.state_buffers[i].end(), buffers[i].data);
+  }
+  moments = std::move(state.moments);
+  return absl::OkStatus();
+}
+
+std::vector<std::span<float>> StateArrays(Model& model, OptimizerMoments& moments) {
+  std::vector<std::span<float>> arrays = {model.weights(), moments.exp_avg(), moments.exp_avg_sq()};
+  for (const StateBuffer& buffer : model.state_buffers()) {
+    arrays.emplace_back(buffer.data, static_cast<std::size_t>(Elements(buffer.shape)));
+  }
+  return arrays;
 }
 
 std::vector<SliceView> SlicesToWrite(Model& model, OptimizerMoments& moments,

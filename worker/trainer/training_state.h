@@ -16,6 +16,7 @@
 
 #include "common/parallel_layout.h"
 #include "common/status.h"
+#include "paceline/v1/training.pb.h"
 #include "worker/checkpoint/checkpoint.h"
 #include "worker/model/model.h"
 #include "worker/trainer/gradient_reducer.h"
@@ -45,6 +46,9 @@ class OptimizerMoments {
   const std::vector<FlatRange>& ranges() const { return ranges_; }
   std::span<float> exp_avg(std::size_t range) { return Of(exp_avg_, range); }
   std::span<float> exp_avg_sq(std::size_t range) { return Of(exp_avg_sq_, range); }
+  // Of all ranges.
+  std::span<float> exp_avg() { return exp_avg_; }
+  std::span<float> exp_avg_sq() { return exp_avg_sq_; }
 
  private:
   std::span<float> Of(std::vector<float>& values, std::size_t range);
@@ -54,6 +58,22 @@ class OptimizerMoments {
   std::vector<float> exp_avg_;
   std::vector<float> exp_avg_sq_;
 };
+
+// The whole state of a rank's place in the layout, without its model: what outlives a generation in
+// memory.
+struct LiveState {
+  v1::StepRecord record;  // of the last completed step
+  std::vector<float> weights;
+  std::vector<std::vector<float>> state_buffers;
+  OptimizerMoments moments;
+};
+
+LiveState TakeLiveState(const v1::StepRecord& record, Model& model, OptimizerMoments moments);
+// kFailedPrecondition: it is of another place or model.
+absl::Status PutLiveState(LiveState state, Model& model, OptimizerMoments& moments);
+
+// Every array of the state, in the same order on ranks of the same place.
+std::vector<std::span<float>> StateArrays(Model& model, OptimizerMoments& moments);
 
 // The slices that the rank at `at` writes. `moments` has a range for each of the model's buckets,
 // which covers at least the rank's shard of it.

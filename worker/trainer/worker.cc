@@ -39,6 +39,12 @@ std::int64_t ResidentBytes() {
   return resident * sysconf(_SC_PAGESIZE);
 }
 
+// Whether the failure is of a collective operation, for want of a peer: nothing is wrong with this
+// process.
+bool IsPeers(const absl::Status& status) {
+  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
+}
+
 double CpuSeconds() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
@@ -64,13 +70,17 @@ class Worker {
       const absl::Status trained = Train(start, *assignment->control);
       if (trained.ok()) {
         spdlog::info("generation {}: finished", start.key().generation());
-      } else if (!assignment->control->status().ok()) {
+        continue;
+      }
+      if (assignment->control->status().ok()) {
+        const bool survives = mpi_ == nullptr && IsPeers(trained);
+        Report(start, trained, survives);
+        if (!survives) return trained;
+      } else {
         spdlog::info("generation {}: {}", start.key().generation(), std::string(trained.message()));
         if (mpi_ != nullptr) return trained;
-      } else {
-        Report(start, trained);
-        return trained;
       }
+      Leave(start);
     }
   }
 
@@ -120,17 +130,25 @@ class Worker {
     if (mpi_ != nullptr) RETURN_IF_ERROR(Redirect(start.log_path()));
     ASSIGN_OR_RETURN(const RunFile run_file, ParseRunFile(start.run_file(), "run.toml", "/", {}));
     const auto send = [this](v1::WorkerMessage message) { session_.Send(std::move(message)); };
-    ASSIGN_OR_RETURN(const auto trainer, Trainer::Create(run_file, start, control, send));
+    ASSIGN_OR_RETURN(const auto trainer,
+                     Trainer::Create(run_file, start, control, send, std::exchange(held_, {})));
     const Watched watched(*this, trainer.get());
+    absl::Status trained = Train(run_file, start, control, *trainer);
+    if (!trained.ok()) held_ = trainer->TakeState();
+    return trained.ok() || control.status().ok() ? trained : control.status();
+  }
+
+  absl::Status Train(const RunFile& run_file, const v1::RankStart& start,
+                     GenerationControl& control, Trainer& trainer) {
     ASSIGN_OR_RETURN(auto world, Connect(run_file, start, control));
     spdlog::info("generation {}: rank {} of {} trains from step {}", start.key().generation(),
                  start.rank(), world->size(), start.start_step());
-    ParallelGroups groups(std::move(world), trainer->layout());
+    ParallelGroups groups(std::move(world), trainer.layout());
     control.Attach(&groups);
     absl::Status trained = groups.Connect();
-    if (trained.ok()) trained = trainer->Run(groups);
+    if (trained.ok()) trained = trainer.Run(groups);
     control.Detach();
-    return trained.ok() || control.status().ok() ? trained : control.status();
+    return trained;
   }
 
   absl::StatusOr<std::unique_ptr<Communicator>> Connect(const RunFile& run_file,
@@ -170,7 +188,7 @@ class Worker {
     return MakeExchangeCommunicator(options, std::move(mesh));
   }
 
-  void Report(const v1::RankStart& start, const absl::Status& status) {
+  void Report(const v1::RankStart& start, const absl::Status& status, bool survives) {
     spdlog::error("rank {}: {}", start.rank(), status.ToString());
     v1::WorkerMessage message;
     v1::RankFailed& failed = *message.mutable_failed();
@@ -179,11 +197,20 @@ class Worker {
     failed.set_status_code(static_cast<int>(status.code()));
     failed.set_error(std::string(status.message()));
     failed.set_exit_code(-1);
+    failed.set_survives(survives);
     if (const auto damaged = status.GetPayload(kDamagedCheckpoint)) {
       failed.set_damaged_checkpoint(std::string(*damaged));
     }
     session_.Send(std::move(message));
-    session_.Flush(kFlushTimeout).IgnoreError();
+    if (!survives) session_.Flush(kFlushTimeout).IgnoreError();
+  }
+
+  void Leave(const v1::RankStart& start) {
+    v1::WorkerMessage message;
+    *message.mutable_left()->mutable_key() = start.key();
+    message.mutable_left()->set_rank(start.rank());
+    if (held_.has_value()) message.mutable_left()->set_held_step(held_->record.step());
+    session_.Send(std::move(message));
   }
 
   void ReadCommands(const std::stop_token& stop) {
@@ -276,6 +303,7 @@ class Worker {
   std::shared_ptr<GenerationControl> control_;  // of the latest assignment
   std::uint64_t generation_ = 0;
   const Trainer* trainer_ = nullptr;
+  std::optional<LiveState> held_;  // the step thread's
   bool exit_ = false;
   absl::Status agent_;
   std::jthread commands_;  // last: it uses the rest

@@ -1,7 +1,9 @@
 // The worker process: one slot of a node. Says Hello to its agent, is told a rank, trains it, and
 // is told the next thing; the agent's death ends it.
 //   waiting --RankStart--> training --RankFinished--> waiting --ExitWorker--> gone
-//   training --AbortGeneration--> waiting;  training --error--> RankFailed, gone
+//   training --AbortGeneration--> RankLeft, waiting
+//   training --a peer is gone--> RankFailed, RankLeft, waiting
+//   training --another error--> RankFailed, gone
 // A rank of an MPI job does not wait for another generation: after an abort it is gone.
 // Invariant: at most one generation trains at a time.
 // Threading: RunWorker occupies the calling thread (the step thread) and starts one for commands.
