@@ -94,6 +94,7 @@ void AddVerbs(CLI::App& app, Invocation& invocation) {
   AddPsVerb(app, invocation);
   AddShowVerb(app, invocation);
   AddLogsVerb(app, invocation);
+  AddEventsVerb(app, invocation);
   AddStopVerb(app, invocation);
   AddResumeVerb(app, invocation);
   AddGenerateVerb(app, invocation);
