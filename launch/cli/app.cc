@@ -95,6 +95,7 @@ void AddVerbs(CLI::App& app, Invocation& invocation) {
   AddShowVerb(app, invocation);
   AddLogsVerb(app, invocation);
   AddEventsVerb(app, invocation);
+  AddAuditVerb(app, invocation);
   AddStopVerb(app, invocation);
   AddResumeVerb(app, invocation);
   AddGenerateVerb(app, invocation);

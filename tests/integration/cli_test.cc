@@ -137,7 +137,7 @@ TEST_F(CliTest, UnknownVerbAndUnknownFlagEndWithTwo) {
 }
 
 TEST_F(CliTest, EveryVerbHasHelpWithExamplesAndTakesRunDir) {
-  for (const char* verb : {"run", "ps", "show", "logs", "events", "stop", "resume",
+  for (const char* verb : {"run", "ps", "show", "logs", "events", "audit", "stop", "resume",
                            "generate", "plan", "version", "completion"}) {
     const Output output = Run({verb, "--help"});
     EXPECT_EQ(output.code, 0) << verb;
