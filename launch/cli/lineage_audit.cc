@@ -12,7 +12,9 @@
 namespace paceline::cli {
 namespace {
 
-absl::Status Wrong(const std::string& why) { return absl::DataLossError(why); }
+absl::Status Wrong(const std::string& why) {
+  return absl::DataLossError(why + ". Restore the run's folder from a backup; nothing was changed");
+}
 
 std::string StepsText(std::int64_t first, std::int64_t end) {
   return absl::StrCat("steps [", first, ", ", end, ")");
