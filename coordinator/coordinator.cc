@@ -46,9 +46,10 @@ struct Taken {
   Epoch epoch;
 };
 
-absl::StatusOr<Taken> TakeOnce(const std::string& state_dir) {
+absl::StatusOr<Taken> TakeOnce(const std::string& state_dir, std::int64_t history_bytes_max) {
   Taken taken;
-  ASSIGN_OR_RETURN(taken.journal, storage::OpenFileJournal(state_dir, /*read_only=*/false));
+  ASSIGN_OR_RETURN(taken.journal,
+                   storage::OpenFileJournal(state_dir, /*read_only=*/false, history_bytes_max));
   // The core wants its epoch first, and only the end of the replay tells which is free.
   std::optional<v1::StateSnapshot> snapshot;
   std::vector<v1::Fact> facts;
@@ -77,10 +78,10 @@ absl::StatusOr<Taken> TakeOnce(const std::string& state_dir) {
 }
 
 // kAborted means that another coordinator was still appending: read again.
-absl::StatusOr<Taken> Take(const std::string& state_dir) {
-  absl::StatusOr<Taken> taken = TakeOnce(state_dir);
+absl::StatusOr<Taken> Take(const std::string& state_dir, std::int64_t history_bytes_max) {
+  absl::StatusOr<Taken> taken = TakeOnce(state_dir, history_bytes_max);
   for (int attempt = 1; attempt < kTakeAttempts && absl::IsAborted(taken.status()); ++attempt) {
-    taken = TakeOnce(state_dir);
+    taken = TakeOnce(state_dir, history_bytes_max);
   }
   return taken;
 }
@@ -160,7 +161,7 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(const Coordinato
     return absl::InvalidArgumentError("--state-dir: give a folder");
   }
   const Now now = ReadClock();
-  ASSIGN_OR_RETURN(Taken taken, Take(state_dir));
+  ASSIGN_OR_RETURN(Taken taken, Take(state_dir, options.history_bytes_max));
   const std::string token_file = options.token_file.empty()
                                      ? state_dir + "/token"
                                      : std::filesystem::absolute(options.token_file).string();

@@ -5,6 +5,7 @@
 // Threading: one owner; broken_event() may be polled by it.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -16,7 +17,8 @@ struct CoordinatorOptions {
   std::string state_dir;
   std::string listen = "127.0.0.1:0";
   std::string metrics_listen = "127.0.0.1:0";
-  std::string token_file;  // empty: STATE_DIR/token
+  std::string token_file;                                  // empty: STATE_DIR/token
+  std::int64_t history_bytes_max = std::int64_t{1} << 30;  // of the journal; 0: none is kept
 };
 
 class Coordinator {

@@ -51,6 +51,7 @@ void WaitForEnd(int signals, int broken) {
 
 int main(int argc, char** argv) {
   paceline::CoordinatorOptions options;
+  std::int64_t history_mib = options.history_bytes_max >> 20;
   paceline::LogOptions log{.program = "paceline-coordinator", .background = true};
 
   CLI::App app("Decides which nodes train which run, commits checkpoints, and keeps the books.");
@@ -65,6 +66,11 @@ int main(int argc, char** argv) {
   app.add_option("--token-file", options.token_file,
                  "File with the token that every call carries, mode 0600; made if missing "
                  "(default: STATE_DIR/token)");
+  app.add_option("--history-mib", history_mib,
+                 "What STATE_DIR/history may hold of the journal, for `paceline events` and "
+                 "`audit`; the oldest goes first; 0: none")
+      ->check(CLI::Range(0, 1 << 30))
+      ->capture_default_str();
   app.add_option("--log-file", log.file, "Where to log (default: stderr)");
   app.add_option("--log-level", log.level, "trace, debug, info, warning, error, critical or off")
       ->capture_default_str();
@@ -75,6 +81,7 @@ int main(int argc, char** argv) {
     return app.exit(error) == 0 ? 0 : static_cast<int>(ExitCode::kBadInput);
   }
 
+  options.history_bytes_max = history_mib << 20;
   const int signals = BlockSignals();
   if (const absl::Status status = paceline::SetUpLogging(log); !status.ok()) return Fail(status);
   auto coordinator = paceline::Coordinator::Start(options);

@@ -6,70 +6,28 @@
 
 #include <cerrno>
 #include <cstdio>
-#include <limits>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "common/files.h"
+#include "coordinator/storage/history.h"
+#include "coordinator/storage/journal_file.h"
 #include "coordinator/storage/record.h"
 #include "coordinator/storage/state_folder.h"
 
 namespace paceline::storage {
 namespace {
 
-constexpr std::int64_t kFileBytesMax = std::int64_t{8} << 30;
-// A file that holds less than its header was cut off while it was being made. No header is
-// longer, so a longer file without one is damaged.
-constexpr std::int64_t kHeaderBytesMax = 4096;
-
 // Blocks allocated ahead of the journal's end, and what of them must be left before more are taken.
 constexpr std::int64_t kRoomBytes = std::int64_t{1} << 20;
 constexpr std::int64_t kRoomBytesMin = std::int64_t{256} << 10;
 
-absl::Status DamageAt(const std::string& path, std::int64_t offset, const std::string& what) {
-  return absl::DataLossError(absl::StrCat(path, " is damaged at offset ", offset, ": ", what,
-                                          ". Restore the file from a backup; nothing was changed"));
-}
-
-absl::Status CheckVersion(const std::string& path, std::uint32_t version) {
-  if (version <= kJournalVersion) return absl::OkStatus();
-  return absl::FailedPreconditionError(
-      absl::StrCat(path, " was written by journal version ", version, ", and this program reads ",
-                   "versions up to ", kJournalVersion, ": use the newer program"));
-}
-
-// The whole records of a file, and where they end.
-struct Scan {
-  std::vector<RecordView> records;
-  std::int64_t end = 0;
-};
-
-// Bytes after `end` are a torn tail, and no damage: no whole record follows.
-absl::StatusOr<Scan> ScanRecords(const std::string& path, std::string_view bytes) {
-  Scan scan;
-  while (const auto record = ReadRecordAt(bytes, scan.end)) {
-    scan.records.push_back(*record);
-    scan.end = record->end;
-  }
-  if (const auto next = FindRecord(bytes, scan.end)) {
-    return DamageAt(path, scan.end,
-                    absl::StrCat("no whole record there, but one follows at offset ", *next));
-  }
-  return scan;
-}
-
-// One file of the chain that replay walks.
-struct ChainFile {
-  JournalFileId id;
-  v1::JournalHeader header;
-  std::optional<std::int64_t> sealed;  // bytes that count; nothing: the last file
-};
-
 class FileJournal : public Journal {
  public:
-  FileJournal(std::string folder, int lock) : folder_(std::move(folder)), lock_(lock) {}
+  FileJournal(std::string folder, int lock, std::int64_t history_bytes_max)
+      : folder_(std::move(folder)), lock_(lock), history_bytes_max_(history_bytes_max) {}
   ~FileJournal() override {
     if (file_ >= 0) ::close(file_);
     if (lock_ >= 0) ::close(lock_);
@@ -87,25 +45,19 @@ class FileJournal : public Journal {
  private:
   std::string PathOf(const std::string& name) const { return absl::StrCat(folder_, "/", name); }
 
-  absl::StatusOr<v1::StateSnapshot> ReadSnapshot(std::uint64_t index) const;
-  // Nothing: the file was cut off while it was being made, and holds no fact.
-  absl::StatusOr<std::optional<v1::JournalHeader>> ReadHeader(JournalFileId id) const;
-  // Oldest first: the files that hold what comes after fact `from`.
-  absl::StatusOr<std::vector<ChainFile>> FindChain(const StateFolder& found, std::uint64_t from,
-                                                   Replay& replay) const;
-  absl::Status ReadFacts(const ChainFile& file,
-                         const std::function<absl::Status(const v1::Fact&)>& on_fact,
-                         Replay& replay);
+  // Oldest first: the files that hold what comes after the replay's last fact.
+  absl::StatusOr<std::vector<ChainFile>> ChainAfter(const StateFolder& found, Replay& replay) const;
   absl::Status BeginFile(JournalFileId id);
   absl::Status WriteRecord(RecordKind kind, const std::string& payload);
   void KeepRoom(std::int64_t bytes);
   absl::Status CheckFormerUnchanged() const;
   // kFailedPrecondition: a newer epoch exists.
   absl::Status CheckNotReplaced() const;
-  void RemoveUnneeded(std::uint64_t snapshot_index) const;
+  void RetireUnneeded(std::uint64_t snapshot_index) const;
 
   const std::string folder_;
   const int lock_;  // -1: read-only
+  const std::int64_t history_bytes_max_;
   // The last file of the chain, and the bytes of it that count.
   std::optional<JournalFileId> last_;
   std::int64_t end_ = 0;
@@ -116,125 +68,21 @@ class FileJournal : public Journal {
   absl::Status broken_;  // the first error; nothing is accepted after
 };
 
-absl::StatusOr<v1::StateSnapshot> FileJournal::ReadSnapshot(std::uint64_t index) const {
-  const std::string path = PathOf(SnapshotName(index));
-  ASSIGN_OR_RETURN(const std::string bytes, ReadFile(path, kFileBytesMax));
-  const auto header_record = ReadRecordAt(bytes, 0);
-  v1::SnapshotHeader header;
-  if (!header_record || header_record->kind != RecordKind::kSnapshotHeader ||
-      !header.ParseFromArray(header_record->payload.data(),
-                             static_cast<int>(header_record->payload.size()))) {
-    return DamageAt(path, 0, "no whole header");
+absl::StatusOr<std::vector<ChainFile>> FileJournal::ChainAfter(const StateFolder& found,
+                                                               Replay& replay) const {
+  const std::uint64_t from = replay.last_index;
+  ASSIGN_OR_RETURN(std::vector<ChainFile> chain,
+                   FindChain(
+                       found.journals, [this](JournalFileId id) { return PathOf(JournalName(id)); },
+                       from, &replay.notes));
+  if (!chain.empty() && chain.front().header.first_index() > from + 1) {
+    const std::string& former = chain.front().header.former();
+    return absl::DataLossError(
+        absl::StrCat("facts ", from + 1, " to ", chain.front().header.first_index() - 1,
+                     " are missing: ", PathOf(former.empty() ? "a snapshot" : former),
+                     " is gone. Restore it from a backup; nothing was changed"));
   }
-  RETURN_IF_ERROR(CheckVersion(path, header.version()));
-  const auto record = ReadRecordAt(bytes, header_record->end);
-  v1::StateSnapshot snapshot;
-  if (!record || record->kind != RecordKind::kSnapshot || header.index() != index ||
-      !snapshot.ParseFromArray(record->payload.data(), static_cast<int>(record->payload.size())) ||
-      snapshot.index() != index) {
-    return DamageAt(path, header_record->end, "no whole snapshot");
-  }
-  return snapshot;
-}
-
-absl::StatusOr<std::optional<v1::JournalHeader>> FileJournal::ReadHeader(JournalFileId id) const {
-  const std::string path = PathOf(JournalName(id));
-  ASSIGN_OR_RETURN(const std::string bytes, ReadFile(path, kFileBytesMax));
-  const auto record = ReadRecordAt(bytes, 0);
-  if (!record) {
-    if (bytes.size() > kHeaderBytesMax || FindRecord(bytes, 0)) {
-      return DamageAt(path, 0, "no whole header");
-    }
-    return std::nullopt;
-  }
-  v1::JournalHeader header;
-  if (record->kind != RecordKind::kJournalHeader ||
-      !header.ParseFromArray(record->payload.data(), static_cast<int>(record->payload.size()))) {
-    return DamageAt(path, 0, "the first record is no header");
-  }
-  RETURN_IF_ERROR(CheckVersion(path, header.version()));
-  if (header.epoch() != id.epoch || header.segment() != id.segment) {
-    return DamageAt(path, 0,
-                    absl::StrCat("its header is that of epoch ", header.epoch(), ", segment ",
-                                 header.segment()));
-  }
-  return header;
-}
-
-absl::StatusOr<std::vector<ChainFile>> FileJournal::FindChain(const StateFolder& found,
-                                                              std::uint64_t from,
-                                                              Replay& replay) const {
-  std::vector<ChainFile> chain;  // newest first until returned
-  for (auto id = found.journals.rbegin(); id != found.journals.rend(); ++id) {
-    if (!chain.empty()) {
-      const v1::JournalHeader& next = chain.back().header;
-      if (next.first_index() <= from + 1 || next.former().empty()) break;
-      if (next.former() != JournalName(*id)) continue;
-    }
-    ASSIGN_OR_RETURN(const std::optional<v1::JournalHeader> header, ReadHeader(*id));
-    if (!header && !chain.empty()) {
-      return DamageAt(PathOf(JournalName(*id)), 0, "no whole header, though a later file needs it");
-    }
-    if (!header) {
-      replay.notes.push_back(
-          absl::StrCat(PathOf(JournalName(*id)), " was cut off while it was being made; ignored"));
-      continue;
-    }
-    std::optional<std::int64_t> sealed;
-    if (!chain.empty()) sealed = chain.back().header.former_length();
-    chain.push_back({*id, *header, sealed});
-  }
-  if (!chain.empty() && chain.back().header.first_index() > from + 1) {
-    return absl::DataLossError(absl::StrCat(
-        "facts ", from + 1, " to ", chain.back().header.first_index() - 1, " are missing: ",
-        PathOf(chain.back().header.former().empty() ? "a snapshot" : chain.back().header.former()),
-        " is gone. Restore it from a backup; nothing was changed"));
-  }
-  return std::vector<ChainFile>(chain.rbegin(), chain.rend());
-}
-
-absl::Status FileJournal::ReadFacts(const ChainFile& file,
-                                    const std::function<absl::Status(const v1::Fact&)>& on_fact,
-                                    Replay& replay) {
-  const std::string path = PathOf(JournalName(file.id));
-  ASSIGN_OR_RETURN(const std::string content, ReadFile(path, kFileBytesMax));
-  std::string_view bytes = content;
-  if (file.sealed) {
-    if (static_cast<std::int64_t>(bytes.size()) < *file.sealed) {
-      return DamageAt(path, static_cast<std::int64_t>(bytes.size()),
-                      absl::StrCat("it ends there, and had ", *file.sealed, " bytes when sealed"));
-    }
-    bytes = bytes.substr(0, static_cast<std::size_t>(*file.sealed));
-  }
-  ASSIGN_OR_RETURN(const Scan scan, ScanRecords(path, bytes));
-  const std::int64_t torn = static_cast<std::int64_t>(bytes.size()) - scan.end;
-  if (torn > 0 && file.sealed) return DamageAt(path, scan.end, "no whole record there");
-  std::int64_t offset = 0;
-  for (const RecordView& record : scan.records) {
-    v1::FactBatch batch;
-    if (offset > 0 &&
-        (record.kind != RecordKind::kFactBatch ||
-         !batch.ParseFromArray(record.payload.data(), static_cast<int>(record.payload.size())))) {
-      return DamageAt(path, offset, "the record there holds no facts");
-    }
-    for (const v1::Fact& fact : batch.facts()) {
-      if (fact.index() <= replay.last_index) continue;  // The snapshot has it.
-      if (fact.index() != replay.last_index + 1) {
-        return DamageAt(path, offset,
-                        absl::StrCat("fact ", fact.index(), " follows fact ", replay.last_index));
-      }
-      RETURN_IF_ERROR(Annotate(on_fact(fact), absl::StrCat(path, ", record at offset ", offset)));
-      replay.last_index = fact.index();
-    }
-    offset = record.end;
-  }
-  if (torn > 0) {
-    replay.notes.push_back(absl::StrCat(lock_ < 0 ? "ignored" : "cut", " a torn tail of ", torn,
-                                        " bytes from ", path, " at offset ", scan.end));
-  }
-  last_ = file.id;
-  end_ = scan.end;
-  return absl::OkStatus();
+  return chain;
 }
 
 absl::StatusOr<Replay> FileJournal::Read(
@@ -245,13 +93,26 @@ absl::StatusOr<Replay> FileJournal::Read(
   Replay replay;
   if (!found.journals.empty()) replay.last_epoch = Epoch{found.journals.back().epoch};
   if (!found.snapshots.empty()) {
-    ASSIGN_OR_RETURN(const v1::StateSnapshot snapshot, ReadSnapshot(found.snapshots.back()));
+    const std::uint64_t index = found.snapshots.back();
+    ASSIGN_OR_RETURN(const v1::StateSnapshot snapshot,
+                     ReadSnapshotFile(PathOf(SnapshotName(index)), index));
     RETURN_IF_ERROR(Annotate(on_snapshot(snapshot), PathOf(SnapshotName(snapshot.index()))));
     replay.last_index = snapshot.index();
   }
-  ASSIGN_OR_RETURN(const std::vector<ChainFile> chain, FindChain(found, replay.last_index, replay));
+  const std::uint64_t snapshot_index = replay.last_index;
+  ASSIGN_OR_RETURN(const std::vector<ChainFile> chain, ChainAfter(found, replay));
   last_.reset();
-  for (const ChainFile& file : chain) RETURN_IF_ERROR(ReadFacts(file, on_fact, replay));
+  for (const ChainFile& file : chain) {
+    ASSIGN_OR_RETURN(const FactsRead read, ReadJournalFacts(file.path, file.sealed, snapshot_index,
+                                                            &replay.last_index, on_fact));
+    if (read.torn > 0) {
+      replay.notes.push_back(absl::StrCat(lock_ < 0 ? "ignored" : "cut", " a torn tail of ",
+                                          read.torn, " bytes from ", file.path, " at offset ",
+                                          read.end));
+    }
+    last_ = file.id;
+    end_ = read.end;
+  }
   last_index_ = replay.last_index;
   replayed_ = true;
   return replay;
@@ -260,7 +121,7 @@ absl::StatusOr<Replay> FileJournal::Read(
 absl::Status FileJournal::CheckFormerUnchanged() const {
   if (!last_) return absl::OkStatus();
   const std::string path = PathOf(JournalName(*last_));
-  ASSIGN_OR_RETURN(const std::string bytes, ReadFile(path, kFileBytesMax));
+  ASSIGN_OR_RETURN(const std::string bytes, ReadFile(path, kJournalFileBytesMax));
   ASSIGN_OR_RETURN(const Scan scan, ScanRecords(path, bytes));
   if (scan.end == end_) return absl::OkStatus();
   return absl::AbortedError(absl::StrCat(path, " has grown since it was read: start again"));
@@ -343,12 +204,17 @@ absl::Status FileJournal::CheckNotReplaced() const {
     return absl::FailedPreconditionError(
         absl::StrCat(newer, " exists: a newer coordinator has taken over"));
   }
-  // The next epoch's file may be gone again: a later one's snapshot removes it, and then this
+  // The next epoch's file may be gone again: a later one's snapshot takes it away, and then this
   // epoch's as well.
+  const std::string path = PathOf(JournalName(*last_));
   struct stat own = {};
-  if (::fstat(file_, &own) == 0 && own.st_nlink > 0) return absl::OkStatus();
-  return absl::FailedPreconditionError(absl::StrCat(
-      PathOf(JournalName(*last_)), " was removed: a newer coordinator has taken over"));
+  struct stat there = {};
+  if (::fstat(file_, &own) == 0 && ::stat(path.c_str(), &there) == 0 &&
+      own.st_ino == there.st_ino && own.st_dev == there.st_dev) {
+    return absl::OkStatus();
+  }
+  return absl::FailedPreconditionError(
+      absl::StrCat(path, " was taken away: a newer coordinator has taken over"));
 }
 
 absl::Status FileJournal::Append(const std::vector<v1::Fact>& facts) {
@@ -383,33 +249,35 @@ absl::Status FileJournal::WriteSnapshot(const v1::StateSnapshot& snapshot) {
   bytes += EncodeRecord(RecordKind::kSnapshot, payload, static_cast<std::int64_t>(bytes.size()));
   RETURN_IF_ERROR(WriteFileAtomically(PathOf(SnapshotName(snapshot.index())), bytes, 0600));
   RETURN_IF_ERROR(BeginFile({last_->epoch, last_->segment + 1}));
-  RemoveUnneeded(snapshot.index());
+  RetireUnneeded(snapshot.index());
   return absl::OkStatus();
 }
 
-// Best effort: what stays is ignored by Read and removed the next time.
-void FileJournal::RemoveUnneeded(std::uint64_t snapshot_index) const {
+// Best effort: what stays is ignored by Read and goes the next time.
+void FileJournal::RetireUnneeded(std::uint64_t snapshot_index) const {
   const absl::StatusOr<StateFolder> found = ListStateFolder(folder_);
   if (!found.ok()) return;
+  HistoryWriter history(folder_, history_bytes_max_);
   for (const JournalFileId id : found->journals) {
-    if (id < *last_) ::unlink(PathOf(JournalName(id)).c_str());
+    if (id < *last_) history.TakeJournal(id);
   }
   for (const std::uint64_t index : found->snapshots) {
-    if (index < snapshot_index) ::unlink(PathOf(SnapshotName(index)).c_str());
+    if (index < snapshot_index) history.TakeSnapshot(index);
   }
+  history.Prune();
   for (const std::string& draft : found->drafts) ::unlink(PathOf(draft).c_str());
 }
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Journal>> OpenFileJournal(const std::string& folder,
-                                                         bool read_only) {
+absl::StatusOr<std::unique_ptr<Journal>> OpenFileJournal(const std::string& folder, bool read_only,
+                                                         std::int64_t history_bytes_max) {
   int lock = -1;
   if (!read_only) {
     RETURN_IF_ERROR(MakeStateFolder(folder));
     ASSIGN_OR_RETURN(lock, LockStateFolder(folder));
   }
-  return std::make_unique<FileJournal>(folder, lock);
+  return std::make_unique<FileJournal>(folder, lock, history_bytes_max);
 }
 
 }  // namespace paceline::storage

@@ -4,6 +4,7 @@
 //   STATE/epoch-00000007.journal          the first file of epoch 7
 //   STATE/epoch-00000007.0002.journal     the next one, begun after a snapshot
 //   STATE/snapshot-00000000000000012345   the state after that fact
+//   STATE/history/                        files that were cut; replay never reads them (history.h)
 //   STATE/lock                            flocked by the coordinator; left over, it is harmless
 //
 // A file is a row of records: u64 xxh3-64 (seeded with the record's offset) of what follows,
@@ -60,14 +61,18 @@ class Journal {
   // kFailedPrecondition: a newer epoch exists. kResourceExhausted: the disk is full.
   virtual absl::Status Append(const std::vector<v1::Fact>& facts) = 0;
   // Writes a snapshot of the state after the last appended fact durably, begins a new file, and
-  // removes the files and snapshots that are not needed any more. A failure to write the snapshot
-  // itself changes nothing; appending goes on.
+  // moves the files that replay does not need any more to the history. A failure to write the
+  // snapshot itself changes nothing; appending goes on.
   virtual absl::Status WriteSnapshot(const v1::StateSnapshot& snapshot) = 0;
 };
+
+// What the history may take of the disk.
+inline constexpr std::int64_t kHistoryBytesMax = std::int64_t{1} << 30;
 
 // The journal in `folder` (made if missing, mode 0700). read_only: nothing is created, cut or
 // locked; for a look at a folder whose coordinator lives or is gone. kAlreadyExists: another
 // coordinator has the folder.
-absl::StatusOr<std::unique_ptr<Journal>> OpenFileJournal(const std::string& folder, bool read_only);
+absl::StatusOr<std::unique_ptr<Journal>> OpenFileJournal(
+    const std::string& folder, bool read_only, std::int64_t history_bytes_max = kHistoryBytesMax);
 
 }  // namespace paceline::storage

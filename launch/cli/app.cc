@@ -94,6 +94,8 @@ void AddVerbs(CLI::App& app, Invocation& invocation) {
   AddPsVerb(app, invocation);
   AddShowVerb(app, invocation);
   AddLogsVerb(app, invocation);
+  AddEventsVerb(app, invocation);
+  AddAuditVerb(app, invocation);
   AddStopVerb(app, invocation);
   AddResumeVerb(app, invocation);
   AddGenerateVerb(app, invocation);

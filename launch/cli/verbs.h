@@ -27,6 +27,8 @@ void AddResumeVerb(CLI::App& app, Invocation& invocation);
 void AddPsVerb(CLI::App& app, Invocation& invocation);
 void AddShowVerb(CLI::App& app, Invocation& invocation);
 void AddLogsVerb(CLI::App& app, Invocation& invocation);
+void AddEventsVerb(CLI::App& app, Invocation& invocation);
+void AddAuditVerb(CLI::App& app, Invocation& invocation);
 void AddStopVerb(CLI::App& app, Invocation& invocation);
 void AddGenerateVerb(CLI::App& app, Invocation& invocation);
 void AddCheckpointVerbs(CLI::App& app, Invocation& invocation);

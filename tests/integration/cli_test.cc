@@ -137,8 +137,8 @@ TEST_F(CliTest, UnknownVerbAndUnknownFlagEndWithTwo) {
 }
 
 TEST_F(CliTest, EveryVerbHasHelpWithExamplesAndTakesRunDir) {
-  for (const char* verb : {"run", "ps", "show", "logs", "stop", "resume", "generate", "plan",
-                           "version", "completion"}) {
+  for (const char* verb : {"run", "ps", "show", "logs", "events", "audit", "stop", "resume",
+                           "generate", "plan", "version", "completion"}) {
     const Output output = Run({verb, "--help"});
     EXPECT_EQ(output.code, 0) << verb;
     EXPECT_THAT(output.out, HasSubstr("examples:")) << verb;

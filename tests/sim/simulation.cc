@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "launch/cli/lineage_audit.h"
 #include "tests/sim/agent.h"
 
 namespace paceline::sim {
@@ -17,6 +18,20 @@ using std::chrono::seconds;
 constexpr char kRun[] = "run";
 
 std::string Bytes(const v1::StateSnapshot& snapshot) { return snapshot.SerializeAsString(); }
+
+// What `paceline audit` finds wrong with a run of `steps` steps that is complete; empty: nothing.
+std::string AuditOf(const std::vector<v1::Fact>& journal, std::int64_t steps) {
+  cli::LineageAudit audit(kRun);
+  for (const v1::Fact& fact : journal) {
+    if (const absl::Status taken = audit.Take(fact); !taken.ok()) {
+      return absl::StrCat("the audit refuses the journal: ", taken.message());
+    }
+  }
+  const auto lineage = audit.Finish();
+  if (!lineage.ok()) return lineage.status().ToString();
+  if (lineage->committed_step == steps) return "";
+  return absl::StrCat("the audit finds ", lineage->committed_step, " steps committed");
+}
 
 }  // namespace
 
@@ -65,6 +80,7 @@ Result Simulation::Run() {
   if (done_) {
     CheckReplay();
     if (!trouble_.empty()) result.trouble = trouble_;
+    if (result.trouble.empty()) result.trouble = AuditOf(journal_, options_.steps);
     const double charged = promises_->ChargedTo(kRun);
     if (promises_->CommittedSteps(kRun) != options_.steps) {
       result.trouble = "the committed lineage does not hold every step once";

@@ -367,6 +367,21 @@ TEST_F(JournalTest, DamagedSnapshotIsDataLossAndAMissingFileTooWherePartsAreGone
   EXPECT_EQ(Look().replay.status().code(), absl::StatusCode::kDataLoss);
 }
 
+TEST_F(JournalTest, DuplicatedRecordIsDataLoss) {
+  {
+    auto journal = Take();
+    ASSERT_TRUE(journal->Append(Facts(1, 2)).ok());
+  }
+  v1::FactBatch batch;
+  *batch.add_facts() = FactAt(2);
+  const std::string full = Bytes(kFirst);
+  Overwrite(kFirst, full + EncodeRecord(RecordKind::kFactBatch, batch.SerializeAsString(),
+                                        static_cast<std::int64_t>(full.size())));
+  const Found found = Look();
+  EXPECT_EQ(found.replay.status().code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(std::string(found.replay.status().message()), HasSubstr("fact 2 follows fact 2"));
+}
+
 // A limit on the file's size stands for the full disk: the kernel refuses the write.
 TEST_F(JournalTest, FullDiskIsKeptAsAnErrorAndLosesNothingAcknowledged) {
   auto journal = Take();
