@@ -95,6 +95,11 @@ struct CheckpointSection {
 
 struct FailureSection {
   std::int64_t budget_ms = 5000;
+  // 0: derived from the budget (common/timeouts.h).
+  std::int64_t startup_ms = 0;
+  std::int64_t collective_ms = 0;
+  std::int64_t evaluation_ms = 0;
+  std::int64_t checkpoint_ms = 0;
 };
 
 struct LaunchSection {
