@@ -212,41 +212,51 @@ double StallWatch::SecondsStill(const Rank& rank) const {
   return duration<double>(listened_ - rank.moved_at).count();
 }
 
-std::string StallWatch::Relation(const Options& options, const std::vector<State>& states,
-                                 std::size_t culprit) const {
+std::optional<StallWatch::Waiters> StallWatch::MostWaiters(const std::vector<State>& states,
+                                                           std::size_t culprit) const {
   std::map<std::string, std::vector<std::size_t>> waiters;
   for (std::size_t i = 0; i < states.size(); ++i) {
     const Rank& other = ranks_[i];
     if (i == culprit || states[i] != State::kWaiting || other.entered == other.left) continue;
     waiters[other.operation].push_back(i);
   }
-  const Rank& rank = ranks_[culprit];
-  const bool inside = rank.entered > rank.left;
-  if (waiters.empty()) {
-    return inside ? absl::StrCat("is in ", Quoted(rank.operation))
-                  : "is in no collective operation, and nor is any other rank";
-  }
+  if (waiters.empty()) return std::nullopt;
   const auto most = std::max_element(
       waiters.begin(), waiters.end(),
       [](const auto& a, const auto& b) { return a.second.size() < b.second.size(); });
-  const Rank& one = ranks_[most->second.front()];
-  const std::string they =
-      absl::StrCat(Names(most->second), most->second.size() == 1 ? " has" : " have");
+  return Waiters{
+      .operation = Quoted(most->first),
+      .they = absl::StrCat(Names(most->second), most->second.size() == 1 ? " has" : " have"),
+      .one = most->second.front()};
+}
+
+std::string StallWatch::Relation(const Options& options, const std::vector<State>& states,
+                                 std::size_t culprit) const {
+  const Rank& rank = ranks_[culprit];
+  const bool inside = rank.entered > rank.left;
+  const std::optional<Waiters> waiters = MostWaiters(states, culprit);
+  if (!waiters) {
+    return inside ? absl::StrCat("is in ", Quoted(rank.operation))
+                  : "is in no collective operation, and nor is any other rank";
+  }
+  const auto& [operation, they, index] = *waiters;
+  const Rank& one = ranks_[index];
   const std::string wait =
       absl::StrCat(", which ", they, " been in for ", Seconds(SecondsStill(one)));
   if (inside && options.same_operations && rank.left < one.left) {
     return absl::StrCat("has not left ", Quoted(rank.operation), ", which ", they,
-                        " left; they are in ", Quoted(most->first));
+                        " left; they are in ", operation);
   }
   if (options.same_operations && rank.entered < one.entered) {
-    return absl::StrCat("has not entered ", Quoted(most->first), wait);
+    return absl::StrCat("has not entered ", operation, wait);
   }
-  if (!inside) return absl::StrCat("is not in ", Quoted(most->first), wait);
-  if (rank.operation == most->first && options.same_operations && rank.entered == one.entered) {
-    return absl::StrCat("has entered ", Quoted(most->first), " and not left it", wait);
+  if (!inside) return absl::StrCat("is not in ", operation, wait);
+  if (Quoted(rank.operation) == operation && options.same_operations &&
+      rank.entered == one.entered) {
+    return absl::StrCat("has entered ", operation, " and not left it", wait);
   }
-  return absl::StrCat("is in ", Quoted(rank.operation), "; ", they, " been in ",
-                      Quoted(most->first), " for ", Seconds(SecondsStill(one)));
+  return absl::StrCat("is in ", Quoted(rank.operation), "; ", they, " been in ", operation, " for ",
+                      Seconds(SecondsStill(one)));
 }
 
 Stall StallWatch::Describe(const Options& options, const std::vector<State>& states,
@@ -254,35 +264,47 @@ Stall StallWatch::Describe(const Options& options, const std::vector<State>& sta
   const Rank& rank = ranks_[culprit];
   Stall stall;
   stall.rank = static_cast<std::int32_t>(culprit);
-  const std::string relation = Relation(options, states, culprit);
   const auto of_state = [&states](State state) {
     return static_cast<std::size_t>(std::count(states.begin(), states.end(), state));
   };
+  std::int64_t step = 0;
+  for (const Rank& each : ranks_) step = std::max(step, each.step);
   switch (states[culprit]) {
-    case State::kSilent:
-      stall.known = absl::StrCat(relation, "; its agent has heard nothing of its worker for ",
+    case State::kSilent: {
+      // What it told last is older than what the others did since, so it is not compared.
+      const std::optional<Waiters> waiters = MostWaiters(states, culprit);
+      stall.known = absl::StrCat("is silent: its agent has heard nothing of its worker for ",
                                  Seconds(duration<double>(rank.telemetry_age).count()));
-      if (const std::size_t more = of_state(State::kSilent) - 1; more > 0) {
-        absl::StrAppend(&stall.known, ", nor have agents of ", more, " other workers");
+      if (waiters) {
+        absl::StrAppend(&stall.known, ", while ", waiters->they, " been in ", waiters->operation,
+                        " for ", Seconds(SecondsStill(ranks_[waiters->one])));
       }
-      stall.inferred = "the worker is stopped as a whole; its counters are the last that it told";
+      if (const std::size_t more = of_state(State::kSilent) - 1; more > 0) {
+        absl::StrAppend(&stall.known, "; silent too: ", more, " other workers");
+      }
+      stall.inferred = absl::StrCat(
+          "its worker is stopped as a whole",
+          waiters ? absl::StrCat(" and has not done its part of ", waiters->operation) : "");
       break;
+    }
     case State::kWorking:
-      stall.known = absl::StrCat(relation, "; it waits for no other rank and has used ",
+      stall.known = absl::StrCat(Relation(options, states, culprit),
+                                 "; it waits for no other rank and has used ",
                                  Seconds(std::max(0.0, rank.cpu_seconds - rank.cpu_at_move)),
                                  " of processor time in ", Seconds(SecondsStill(rank)));
       stall.inferred = "it hangs in its own work: computing, or reading data";
       break;
     case State::kWaiting:
-      stall.known = absl::StrCat(relation, "; every rank waits for others");
+      stall.known =
+          absl::StrCat(Relation(options, states, culprit), "; every rank waits for others");
       stall.inferred =
           "it, or what connects it with the others, is at fault: it is furthest behind";
       break;
   }
   absl::StrAppend(&stall.known, "; nothing has moved for ",
-                  Seconds(duration<double>(listened_ - moved_at_).count()), " after step ",
-                  rank.step, ", the limit is ", Seconds(duration<double>(limit.all).count()), " (",
-                  limit.text, ")");
+                  Seconds(duration<double>(listened_ - moved_at_).count()), " after step ", step,
+                  ", the limit is ", Seconds(duration<double>(limit.all).count()), " (", limit.text,
+                  ")");
   return stall;
 }
 

@@ -100,7 +100,14 @@ class StallWatch {
                         State state) const;
   Stall Describe(const Options& options, const std::vector<State>& states, std::size_t culprit,
                  const Limit& limit) const;
-  // The operation that most others wait in, which ones, and how the rank stands to it.
+  // The operation that most others wait in.
+  struct Waiters {
+    std::string operation;  // in quotes
+    std::string they;       // "ranks 0 and 3 have"
+    std::size_t one = 0;    // of them
+  };
+  std::optional<Waiters> MostWaiters(const std::vector<State>& states, std::size_t culprit) const;
+  // How the rank stands to it.
   std::string Relation(const Options& options, const std::vector<State>& states,
                        std::size_t culprit) const;
   double SecondsStill(const Rank& rank) const;
