@@ -21,6 +21,10 @@ inline Now ReadClock() {
                                                 .count()};
 }
 
+inline std::int64_t MillisecondsBetween(SteadyTime from, SteadyTime to) {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(to - from).count();
+}
+
 inline double SecondsBetween(SteadyTime from, SteadyTime to) {
   return std::chrono::duration<double>(to - from).count();
 }

@@ -96,6 +96,11 @@ struct CheckpointSection {
 struct FailureSection {
   std::int64_t budget_ms = 5000;
   std::int64_t max_restarts = 100;  // after failures of workers; a lost node's do not count
+  // 0: derived from the budget (common/timeouts.h).
+  std::int64_t startup_ms = 0;
+  std::int64_t collective_ms = 0;
+  std::int64_t evaluation_ms = 0;
+  std::int64_t checkpoint_ms = 0;
 };
 
 struct LaunchSection {

@@ -216,6 +216,38 @@ void CheckPipeline(const RunFile& run_file, Findings& findings) {
   if (!fits.ok()) findings.Report("layout", "schedule", std::string(fits.message()));
 }
 
+// The budget is how long a failure may go unnoticed: what bounds work must leave it that time.
+void CheckTimeouts(const FailureSection& failure, Findings& findings) {
+  if (!findings.AreGood({{"failure", "budget_ms"}})) return;
+  struct Limit {
+    const char* key;
+    std::int64_t value;
+    std::int64_t budgets;  // that it must exceed
+    const char* why;
+  };
+  const Limit limits[] = {
+      {"startup_ms", failure.startup_ms, 1, "a node may be silent for that long meanwhile"},
+      {"collective_ms", failure.collective_ms, 2,
+       "the coordinator, which can name who is at fault, needs a budget and three steps"},
+      {"evaluation_ms", failure.evaluation_ms, 1, "a step may stand still for that long"},
+      {"checkpoint_ms", failure.checkpoint_ms, 1, "a step may stand still for that long"},
+  };
+  for (const Limit& limit : limits) {
+    const std::int64_t least = limit.budgets * failure.budget_ms;
+    if (!findings.AreGood({{"failure", limit.key}}) || limit.value == 0 || limit.value > least) {
+      continue;
+    }
+    const std::string budget = Number(failure.budget_ms);
+    const std::string times = Number(limit.budgets) + " x ";
+    findings.Report(
+        "failure", limit.key,
+        "must exceed " +
+            (limit.budgets == 1 ? "budget_ms = " + budget
+                                : times + "budget_ms = " + times + budget + " = " + Number(least)) +
+            ": " + limit.why + "; 0 derives it from budget_ms");
+  }
+}
+
 // Only a process that mpirun has started is a rank of an MPI job.
 void CheckTransport(const LaunchSection& launch, Findings& findings) {
   if (!findings.AreGood({{"launch", "launcher"}, {"launch", "transport"}})) return;
@@ -237,6 +269,7 @@ void CheckTogether(const RunFile& run_file, Findings& findings) {
   CheckExpertParallel(run_file, findings);
   CheckPipeline(run_file, findings);
   CheckTransport(run_file.launch, findings);
+  CheckTimeouts(run_file.failure, findings);
 }
 
 }  // namespace paceline::run_file

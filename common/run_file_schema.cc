@@ -11,6 +11,7 @@ namespace {
 
 constexpr std::int64_t kMaxSteps = std::int64_t{1} << 40;
 constexpr std::int64_t kMaxWidth = std::int64_t{1} << 20;
+constexpr std::int64_t kMaxLimitMs = 604'800'000;  // a week
 
 void AddModel(FieldList& fields, ModelSection& model) {
   fields.Section("model");
@@ -74,6 +75,10 @@ void AddPlacement(FieldList& fields, RunFile& run_file) {
   fields.Section("failure");
   fields.Add("budget_ms", &run_file.failure.budget_ms, IntegerRule{100, 3'600'000});
   fields.Add("max_restarts", &run_file.failure.max_restarts, IntegerRule{0, 1'000'000});
+  fields.Add("startup_ms", &run_file.failure.startup_ms, IntegerRule{0, kMaxLimitMs});
+  fields.Add("collective_ms", &run_file.failure.collective_ms, IntegerRule{0, kMaxLimitMs});
+  fields.Add("evaluation_ms", &run_file.failure.evaluation_ms, IntegerRule{0, kMaxLimitMs});
+  fields.Add("checkpoint_ms", &run_file.failure.checkpoint_ms, IntegerRule{0, kMaxLimitMs});
   fields.Section("launch");
   fields.Add("nodes", &run_file.launch.nodes, IntegerRule{1, 100'000});
   fields.Add("slots_per_node", &run_file.launch.slots_per_node, IntegerRule{1, 256});

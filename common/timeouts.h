@@ -1,10 +1,16 @@
-// Every time-out of a run, derived from one number, [failure] budget_ms.
-// Invariant: heartbeat < lease <= budget.
+// Every time-out of a run, derived from one number, [failure] budget_ms, but for those that the
+// run file sets itself. The budget bounds liveness; progress is bounded by it and the steps' own
+// time; start-up, collectives, evaluation and checkpoints have limits of their own.
+// Invariant: heartbeat < lease <= budget, and every limit on work exceeds the budget.
 // Threading: plain values.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
+#include <string>
+#include <vector>
+
+#include "common/run_file.h"
 
 namespace paceline {
 
@@ -16,8 +22,27 @@ struct Timeouts {
   std::chrono::milliseconds startup;        // from planning to the generation's first step
   std::chrono::milliseconds checkpoint;     // from a rank's snapshot to its durable part
   std::chrono::milliseconds shutdown;       // from EndGeneration to the workers' end
+  std::chrono::milliseconds progress;       // + kPatienceSteps median steps: without any movement
+  std::chrono::milliseconds evaluation;     // + as many for each batch: likewise, in one
 };
 
+// What progress and evaluation add to their limits, in median steps: a step may take up to that
+// much longer than it used to.
+inline constexpr std::int64_t kPatienceSteps = 3;
+
 Timeouts TimeoutsFor(std::int64_t budget_ms);
+// With what the run file sets itself.
+Timeouts TimeoutsFor(const FailureSection& failure);
+
+// One time-out as a user is told of it.
+struct TimeoutEntry {
+  std::string name;
+  std::chrono::milliseconds limit;
+  std::int64_t median_steps = 0;  // that are added to it
+  std::string bounds;             // what
+  std::string source;             // where it comes from
+};
+// In the order in which they are told.
+std::vector<TimeoutEntry> ExplainTimeouts(const RunFile& run_file);
 
 }  // namespace paceline

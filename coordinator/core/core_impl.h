@@ -1,7 +1,7 @@
 // The inside of Core: durable state, what lives beside it, and one method for each thing that
 // can happen. Split over core.cc (dispatch, facts, clock), core_nodes.cc (membership),
 // core_runs.cc (generations and the run's life), core_training.cc (what ranks say while they
-// train), core_status.cc (questions).
+// train), core_stalls.cc (who holds them up), core_status.cc (questions).
 // Invariant: everything here but `state_` can be lost at any instant; agents say it again.
 // Threading: confined to the coordinator loop; holds no lock.
 #pragma once
@@ -20,6 +20,7 @@
 #include "coordinator/core/membership.h"
 #include "coordinator/core/planner.h"
 #include "coordinator/core/restore.h"
+#include "coordinator/core/stalls.h"
 
 namespace paceline::core {
 
@@ -44,6 +45,7 @@ struct GenerationRuntime {
   bool stepped = false;        // the first step is known to be done
   std::int64_t last_step = 0;  // the highest completed by a rank
   double step_seconds = 0;     // smoothed; 0: none timed yet
+  StallWatch watch;
   std::optional<v1::StepRecord> step;
   std::optional<v1::EvalRecord> eval;
   SteadyTime startup_deadline;
@@ -160,6 +162,10 @@ struct Core::Impl {
   // fenced): it is over. `rank` must be one of the node's; -1: none is named.
   GenerationRuntime* Current(NodeId node, const v1::GenerationKey& key, std::int32_t rank);
   std::string NodeNameOf(const GenerationRuntime& generation, std::int32_t rank) const;
+
+  // --- core_stalls.cc ---
+  // After OnProgress: ends a generation that has stood still for too long, naming who is at fault.
+  void WatchProgress(NodeId node, const v1::GenerationKey& key);
 
   // --- core_status.cc ---
   v1::RunStatus StatusOf(const Run& run) const;

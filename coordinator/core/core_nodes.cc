@@ -124,7 +124,10 @@ void Core::Impl::OnHeartbeat(NodeId id, const v1::Heartbeat& heartbeat) {
   const Node& node = state_.nodes.at(id);
   if (!leases_.Renew(id, node.incarnation(), now_.steady).ok()) return;
   nodes_.at(id).last_heartbeat_ms = WallMs(now_);
-  for (const v1::NodeProgress& progress : heartbeat.progress()) OnProgress(id, progress);
+  for (const v1::NodeProgress& progress : heartbeat.progress()) {
+    OnProgress(id, progress);
+    WatchProgress(id, progress.key());
+  }
   NodeRuntime& runtime = nodes_.at(id);
   if (runtime.heard) return;
   runtime.heard = true;

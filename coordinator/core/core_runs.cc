@@ -207,7 +207,7 @@ void Core::Impl::StartGeneration(const Run& run, const Plan& plan) {
 void Core::Impl::AddRuntime(const Run& run) {
   GenerationRuntime generation;
   generation.key = run.key();
-  generation.limits = TimeoutsFor(run.file.failure.budget_ms);
+  generation.limits = TimeoutsFor(run.file.failure);
   for (const v1::RankPlacement& placement : run.plan.placements()) {
     const NodeId node{placement.node_id()};
     generation.ranks.push_back({.node = node, .slot = placement.slot()});

@@ -86,6 +86,10 @@ v1::FailureCause CauseOf(const v1::RankFailed& failure) {
 
 std::string Describe(const v1::RankFailed& failure, const std::string& node_name) {
   std::string text = absl::StrCat("rank ", failure.rank(), " on ", node_name);
+  // What the coordinator found out by itself names the rank already.
+  if (failure.cause() == v1::FAILURE_CAUSE_STALL && failure.error().starts_with(text)) {
+    return failure.error();
+  }
   if (failure.signal() != 0) {
     const char* name = sigabbrev_np(failure.signal());
     absl::StrAppend(

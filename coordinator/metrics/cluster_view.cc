@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "common/run_state.h"
+#include "coordinator/core/stragglers.h"
 
 namespace paceline {
 namespace {
@@ -86,6 +87,15 @@ void AddRun(const v1::RunStatus& run, Families& families) {
   if (run.has_eval()) {
     families.Gauge("paceline_run_valid_loss", "Loss on held-out text in nats a token.", id,
                    run.eval().valid_loss());
+  }
+  if (!HasEnded(run.state())) {
+    for (const core::Straggler& straggler : core::StragglersOf(run)) {
+      families.Gauge("paceline_run_straggler_compute_ratio",
+                     "Time in computation for a token over the median of the rank's stage, of "
+                     "ranks for which it is 1.2 or more.",
+                     {{"run_id", run.run_id()}, {"rank", std::to_string(straggler.rank)}},
+                     straggler.ratio);
+    }
   }
   // Gauges: a rollback takes tokens from the lineage, and a new coordinator knows of the tokens and
   // charges since the last fact only when agents tell it again. Only what is journaled is a

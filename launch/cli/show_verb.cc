@@ -1,10 +1,15 @@
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
+#include <map>
 #include <memory>
 #include <string>
 
+#include "common/run_file.h"
 #include "common/run_state.h"
 #include "common/status.h"
+#include "common/timeouts.h"
+#include "coordinator/core/stragglers.h"
 #include "launch/cli/display.h"
 #include "launch/cli/format.h"
 #include "launch/cli/run_view.h"
@@ -19,6 +24,7 @@ namespace {
 
 struct Options : CommonOptions {
   std::string run;
+  bool timeouts = false;
 };
 
 void Print(const char* name, const std::string& value) {
@@ -71,10 +77,18 @@ void PrintNodesAndRanks(const v1::RunStatus& status) {
                            ? ""
                            : ", metrics http://" + node.metrics_address() + "/metrics"));
   }
+  std::map<std::int32_t, std::string> slow;
+  for (const core::Straggler& straggler : core::StragglersOf(status)) {
+    char text[64];
+    std::snprintf(text, sizeof text, ", computes %.2g x as long as its stage's median",
+                  straggler.ratio);
+    slow[straggler.rank] = text;
+  }
   for (const v1::RankProgress& rank : status.ranks()) {
     Print("rank", std::to_string(rank.rank()) + " at step " + std::to_string(rank.step()) + ", " +
                       FormatBytes(static_cast<double>(rank.memory_bytes())) +
-                      (rank.operation().empty() ? "" : ", last in " + rank.operation()));
+                      (rank.operation().empty() ? "" : ", last in " + rank.operation()) +
+                      slow[rank.rank()]);
   }
 }
 
@@ -96,8 +110,38 @@ void PrintFailure(const v1::RunStatus& status) {
   }
 }
 
+std::string SecondsText(std::chrono::milliseconds limit) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g s", std::chrono::duration<double>(limit).count());
+  return text;
+}
+
+// What bounds the run in time. The median step is not known here: it is what the coordinator sees.
+absl::StatusOr<ExitCode> ShowTimeouts(const RunFolder& folder, bool as_json) {
+  ASSIGN_OR_RETURN(const RunFile run_file, LoadRunFile(folder.RunToml(), {}));
+  nlohmann::json json = nlohmann::json::array();
+  for (const TimeoutEntry& entry : ExplainTimeouts(run_file)) {
+    if (as_json) {
+      json.push_back({{"name", entry.name},
+                      {"limit_ms", entry.limit.count()},
+                      {"median_steps", entry.median_steps},
+                      {"bounds", entry.bounds},
+                      {"source", entry.source}});
+      continue;
+    }
+    const std::string steps =
+        entry.median_steps == 0 ? "" : " + " + std::to_string(entry.median_steps) + " median steps";
+    std::printf("%-12s%-26s%s\n%38s%s\n", entry.name.c_str(),
+                (SecondsText(entry.limit) + steps).c_str(), entry.bounds.c_str(), "from ",
+                entry.source.c_str());
+  }
+  if (as_json) PrintJson({{"run_id", folder.run_id}, {"timeouts", std::move(json)}});
+  return ExitCode::kDone;
+}
+
 absl::StatusOr<ExitCode> RunShow(const Options& options) {
   ASSIGN_OR_RETURN(const RunFolder folder, FindRunFolder(options.run_dir, options.run));
+  if (options.timeouts) return ShowTimeouts(folder, options.json);
   ASSIGN_OR_RETURN(const RunView view, ViewRun(folder));
   if (options.json) {
     PrintJson(ToJson(view));
@@ -133,9 +177,11 @@ void AddShowVerb(CLI::App& app, Invocation& invocation) {
              .help = "Show a run: state, layout, nodes, ranks, progress, checkpoints, cost, and "
                      "what a dead rank said last",
              .examples = {"paceline show", "paceline show latest",
-                          "paceline show quickstart-2024 -o json"}},
+                          "paceline show quickstart-2024 -o json", "paceline show --timeouts"}},
             *options);
   verb.RunArgument(options->run);
+  verb.Flag("--timeouts", options->timeouts,
+            "Every time-out of the run: how long it is, what it bounds, and where it comes from");
   verb.OutputForm();
   verb.Does([options] { return RunShow(*options); });
 }

@@ -3,8 +3,10 @@
 #include <cmath>
 #include <cstdio>
 #include <iostream>
+#include <map>
 
 #include "common/files.h"
+#include "coordinator/core/stragglers.h"
 #include "nlohmann/json.hpp"
 
 namespace paceline::cli {
@@ -28,7 +30,12 @@ nlohmann::json NodesJson(const v1::RunStatus& status) {
 
 nlohmann::json RanksJson(const v1::RunStatus& status) {
   nlohmann::json ranks = nlohmann::json::array();
+  std::map<std::int32_t, double> slow;
+  for (const core::Straggler& straggler : core::StragglersOf(status)) {
+    slow[straggler.rank] = straggler.ratio;
+  }
   for (const v1::RankProgress& rank : status.ranks()) {
+    const auto ratio = slow.find(rank.rank());
     ranks.push_back(
         {{"rank", rank.rank()},
          {"step", rank.step()},
@@ -38,7 +45,8 @@ nlohmann::json RanksJson(const v1::RunStatus& status) {
          {"exposed_communication_seconds", Number(rank.exposed_communication_seconds())},
          {"pipeline_wait_seconds", Number(rank.pipeline_wait_seconds())},
          {"data_wait_seconds", Number(rank.data_wait_seconds())},
-         {"memory_bytes", rank.memory_bytes()}});
+         {"memory_bytes", rank.memory_bytes()},
+         {"straggler_ratio", ratio == slow.end() ? nullptr : Number(ratio->second)}});
   }
   return ranks;
 }

@@ -210,6 +210,7 @@ TEST_F(AgentCoreTest, HeartbeatCarriesTheLatestProgressAtTheInterval) {
   EXPECT_TRUE(Of<TellCoordinator>(Advance(499ms)).empty());
   const auto told = Of<TellCoordinator>(Advance(1ms));
   ASSERT_EQ(told.size(), 1u);
+  EXPECT_EQ(told[0].message.heartbeat().progress(0).ranks(0).telemetry_age_ms(), 500);
   EXPECT_TRUE(told[0].newest_only);
   EXPECT_EQ(told[0].message.incarnation(), 77u);
   ASSERT_EQ(told[0].message.heartbeat().progress_size(), 1);

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <bit>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <filesystem>
@@ -11,6 +12,8 @@
 #include <random>
 #include <string>
 #include <vector>
+
+#include "common/timeouts.h"
 
 namespace paceline {
 namespace {
@@ -270,6 +273,38 @@ TEST(RunFileTest, ScheduleMustFit) {
   EXPECT_THAT(ErrorOf(kValid, {{"train.lr_schedule=wsd", "."}, {"train.decay_fraction=1.0", "."}}),
               HasSubstr("the decay must fit behind the warm-up"));
   EXPECT_THAT(ErrorOfSet("failure.budget_ms=99"), HasSubstr("an integer from 100"));
+}
+
+TEST(RunFileTest, TimeOutsThatDoNotFitTheBudgetAreRefusedByNameAndValue) {
+  EXPECT_THAT(ErrorOfSet("failure.startup_ms=5000"),
+              HasSubstr("failure.startup_ms=5000: must exceed budget_ms = 5000"));
+  EXPECT_THAT(ErrorOfSet("failure.collective_ms=10000"),
+              HasSubstr("failure.collective_ms=10000: must exceed 2 x budget_ms = 2 x 5000 = "
+                        "10000: the coordinator"));
+  EXPECT_THAT(ErrorOf(kValid, {{"failure.budget_ms=60000", "."},
+                               {"failure.evaluation_ms=30000", "."},
+                               {"failure.checkpoint_ms=60001", "."}}),
+              HasSubstr("evaluation_ms=30000: must exceed budget_ms = 60000"));
+  EXPECT_THAT(ErrorOfSet("failure.checkpoint_ms=-1"), HasSubstr("an integer from 0"));
+}
+
+TEST(RunFileTest, TimeOutsThatAreSetStandAndTheOthersFollowTheBudget) {
+  using std::chrono::milliseconds;
+  const absl::StatusOr<RunFile> parsed =
+      Parse(kValid, {{"failure.budget_ms=10000", "."}, {"failure.collective_ms=20001", "."}});
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  const Timeouts timeouts = TimeoutsFor(parsed->failure);
+  EXPECT_EQ(timeouts.collective, milliseconds(20'001));
+  EXPECT_EQ(timeouts.startup, milliseconds(240'000));
+  EXPECT_EQ(timeouts.progress, milliseconds(10'000));
+  const absl::StatusOr<RunFile> again = Parse(ToToml(*parsed));
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->failure.collective_ms, 20'001);
+  EXPECT_EQ(again->failure.startup_ms, 0);
+  for (const TimeoutEntry& entry : ExplainTimeouts(*parsed)) {
+    EXPECT_EQ(entry.source == "[failure] collective_ms", entry.name == "collective");
+    EXPECT_FALSE(entry.bounds.empty());
+  }
 }
 
 TEST(RunFileTest, SizesThatWouldOverflowAreRefused) {

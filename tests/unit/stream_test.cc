@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "worker/kernels/wait_gauge.h"
+
 namespace paceline {
 namespace {
 
@@ -167,6 +169,28 @@ TEST(StreamTest, EnqueueOnAFullQueueWaitsForRoom) {
   }
   ASSERT_TRUE(stream.Synchronize().ok());
   EXPECT_EQ(ran, Stream::kQueueTasks + 100);
+}
+
+TEST(WaitGaugeTest, ShowsWhetherItsThreadWaitsInAStream) {
+  Gate gate;
+  Stream thread_stream(Stream::Mode::kThread, "thread");
+  Stream inline_stream(Stream::Mode::kInline, "inline");
+  Event passed;
+  thread_stream.Enqueue([&gate] { gate.Pass(); });
+  thread_stream.Record(passed);
+  WaitGauge gauge;
+  {
+    std::jthread waiter([&] {
+      const WaitGauge::Attached attached(gauge);
+      inline_stream.Wait(passed);
+    });
+    while (!gauge.waiting()) std::this_thread::yield();
+    gate.Open();
+  }
+  EXPECT_FALSE(gauge.waiting());
+  // Of this thread nothing shows: the gauge was the other's.
+  EXPECT_TRUE(thread_stream.Synchronize().ok());
+  EXPECT_FALSE(gauge.waiting());
 }
 
 TEST(StreamTest, DestructionRunsWhatWasEnqueued) {

@@ -470,7 +470,9 @@ void AgentCore::Heartbeat(bool newest_only) {
     *progress.mutable_key() = generation.start.key();
     for (const auto& [rank, view] : generation.ranks) {
       if (view.progress.step() > 0 || view.progress.operations_entered() > 0) {
-        *progress.add_ranks() = view.progress;
+        v1::RankProgress& told = *progress.add_ranks();
+        told = view.progress;
+        told.set_telemetry_age_ms(MillisecondsBetween(view.heard_at, now_.steady));
       }
       if (view.step.has_value()) {
         *progress.mutable_step() = *view.step;

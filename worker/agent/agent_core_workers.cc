@@ -153,6 +153,7 @@ void AgentCore::OnProgress(const Worker& worker, Generation& generation,
   view.key = generation.start.key();
   if (progress.step() > view.progress.step()) view.last_step_at_ms = now_.wall_ms;
   view.progress = progress;
+  view.heard_at = now_.steady;
   view.steps_done = std::max<std::int64_t>(0, progress.step() - generation.start.start_step());
 }
 

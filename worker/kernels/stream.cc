@@ -9,6 +9,7 @@
 
 #include "common/check.h"
 #include "worker/kernels/flush_denormals.h"
+#include "worker/kernels/wait_gauge.h"
 
 namespace paceline {
 namespace {
@@ -141,6 +142,7 @@ void Stream::Wait(Event& event) {
       [](void* storage) -> absl::Status {
         const Mark& mark = *static_cast<const Mark*>(storage);
         std::unique_lock lock(mark.event->mutex_);
+        const WaitGauge::Waiting waiting;
         mark.event->changed_.wait(lock, [&mark] { return mark.event->completed_ >= mark.ticket; });
         return absl::OkStatus();
       },
@@ -149,6 +151,7 @@ void Stream::Wait(Event& event) {
 
 absl::Status Stream::Synchronize() {
   std::unique_lock lock(impl_->mutex);
+  const WaitGauge::Waiting waiting;
   impl_->idle.wait(lock, [this] { return impl_->count == 0; });
   return impl_->error;
 }

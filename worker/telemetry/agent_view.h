@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "common/clock.h"
 #include "paceline/v1/training.pb.h"
 
 namespace paceline {
@@ -16,6 +17,7 @@ struct RankView {
   std::int64_t steps_done = 0;       // in this generation
   std::int64_t last_step_at_ms = 0;  // wall clock; 0: none yet
   v1::RankProgress progress;
+  SteadyTime heard_at;                 // when `progress` came
   std::optional<v1::StepRecord> step;  // of rank 0
   std::optional<v1::EvalRecord> eval;
 };

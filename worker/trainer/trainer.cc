@@ -218,6 +218,7 @@ absl::Status Trainer::LoadCheckpoint() {
 }
 
 absl::Status Trainer::Run(ParallelGroups& groups) {
+  const WaitGauge::Attached attached(waits_);
   groups_ = &groups;
   if (layout_.expert > 1) model_->UseExpertGroup(groups.expert(), expert_communication_);
   executor_ = std::make_unique<PipelineExecutor>(
@@ -239,6 +240,7 @@ absl::Status Trainer::Run(ParallelGroups& groups) {
     return told.ok() ? trained : told;
   }
 
+  phase_ = v1::RANK_PHASE_CHECKPOINT;
   checkpointer_->Flush();
   PublishProgress();
   v1::WorkerMessage message;
@@ -262,7 +264,9 @@ void Trainer::LeaveGroups(const absl::Status& reason) {
 absl::Status Trainer::TrainSteps() {
   if (start_.live()) RETURN_IF_ERROR(ShareState());
   while (!finished()) {
+    phase_ = v1::RANK_PHASE_WINDOW;
     RETURN_IF_ERROR(WaitForWindow());
+    phase_ = v1::RANK_PHASE_STEP;
     RETURN_IF_ERROR(Step());
     RETURN_IF_ERROR(EvaluateIfDue());
     CheckpointIfDue();
@@ -475,6 +479,7 @@ absl::Status Trainer::EvaluateIfDue() {
   const std::int64_t interval = run_file_.train.eval_interval_steps;
   const bool due = finished() || (interval > 0 && step_ % interval == 0);
   if (valid_ == nullptr || !due) return absl::OkStatus();
+  phase_ = v1::RANK_PHASE_EVALUATION;
   ASSIGN_OR_RETURN(v1::EvalRecord record,
                    Evaluate(run_file_, *executor_, *valid_, *groups_, communication_));
   model_->ResetExpertTokens();
@@ -496,6 +501,7 @@ void Trainer::CheckpointIfDue() {
   } else if (interval == 0 || step_ % interval != 0) {
     return;
   }
+  phase_ = v1::RANK_PHASE_CHECKPOINT;
   v1::DataPosition position;
   position.set_step(step_);
   position.set_sample(step_ * run_file_.train.global_batch_size);
@@ -515,8 +521,14 @@ void Trainer::PublishProgress() {
 }
 
 v1::RankProgress Trainer::progress() const {
-  const std::lock_guard lock(progress_mutex_);
-  return progress_;
+  v1::RankProgress progress;
+  {
+    const std::lock_guard lock(progress_mutex_);
+    progress = progress_;
+  }
+  progress.set_phase(phase_.load());
+  progress.set_waiting(waits_.waiting());
+  return progress;
 }
 
 }  // namespace paceline

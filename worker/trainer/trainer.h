@@ -10,6 +10,7 @@
 // Threading: Create and Run belong to the step thread; progress() from any thread.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -24,6 +25,7 @@
 #include "common/status.h"
 #include "paceline/v1/agent.pb.h"
 #include "worker/collectives/parallel_groups.h"
+#include "worker/kernels/wait_gauge.h"
 #include "worker/model/model.h"
 #include "worker/trainer/batch_loader.h"
 #include "worker/trainer/checkpointer.h"
@@ -129,6 +131,8 @@ class Trainer {
   // float32 values), the number of ranks told to stop, tokens by layer and expert.
   std::vector<double> scalars_;
   v1::RankProgress totals_;  // the step thread's; published once a step
+  std::atomic<v1::RankPhase> phase_{v1::RANK_PHASE_UNSPECIFIED};
+  WaitGauge waits_;  // the step thread's
 
   mutable std::mutex progress_mutex_;
   v1::RankProgress progress_;

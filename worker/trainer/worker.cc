@@ -154,7 +154,7 @@ class Worker {
   absl::StatusOr<std::unique_ptr<Communicator>> Connect(const RunFile& run_file,
                                                         const v1::RankStart& start,
                                                         GenerationControl& control) {
-    const Timeouts timeouts = TimeoutsFor(run_file.failure.budget_ms);
+    const Timeouts timeouts = TimeoutsFor(run_file.failure);
     CommunicatorOptions options;
     options.rank = start.rank();
     options.size = start.layout().pipeline() * start.layout().data();
