@@ -53,6 +53,7 @@ class FileJournal : public Journal {
   absl::Status CheckFormerUnchanged() const;
   // kFailedPrecondition: a newer epoch exists.
   absl::Status CheckNotReplaced() const;
+  absl::Status CheckNoLaterEpoch() const;
   void RetireUnneeded(std::uint64_t snapshot_index) const;
 
   const std::string folder_;
@@ -217,6 +218,18 @@ absl::Status FileJournal::CheckNotReplaced() const {
       absl::StrCat(path, " was taken away: a newer coordinator has taken over"));
 }
 
+// For a file that has just been begun: a newer coordinator's snapshot may have taken away both its
+// own first file and what came before this one.
+absl::Status FileJournal::CheckNoLaterEpoch() const {
+  ASSIGN_OR_RETURN(const StateFolder found, ListStateFolder(folder_));
+  for (const JournalFileId& id : found.journals) {
+    if (id.epoch <= last_->epoch) continue;
+    return absl::FailedPreconditionError(
+        absl::StrCat(PathOf(JournalName(id)), " exists: a newer coordinator has taken over"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status FileJournal::Append(const std::vector<v1::Fact>& facts) {
   PACELINE_CHECK(file_ >= 0);
   RETURN_IF_ERROR(broken_);
@@ -249,6 +262,8 @@ absl::Status FileJournal::WriteSnapshot(const v1::StateSnapshot& snapshot) {
   bytes += EncodeRecord(RecordKind::kSnapshot, payload, static_cast<std::int64_t>(bytes.size()));
   RETURN_IF_ERROR(WriteFileAtomically(PathOf(SnapshotName(snapshot.index())), bytes, 0600));
   RETURN_IF_ERROR(BeginFile({last_->epoch, last_->segment + 1}));
+  broken_ = CheckNoLaterEpoch();
+  RETURN_IF_ERROR(broken_);
   RetireUnneeded(snapshot.index());
   return absl::OkStatus();
 }

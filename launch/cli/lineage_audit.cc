@@ -172,13 +172,15 @@ absl::Status LineageAudit::CheckOpen(const v1::GenerationKey& key) const {
 absl::Status LineageAudit::Take(const v1::GenerationStarted& started) {
   if (open_) return Wrong(absl::StrCat("generation ", generation_, " has not ended"));
   RETURN_IF_ERROR(CheckSame("the generation", started.key().generation(), generation_ + 1));
-  if (!windows_.empty()) {
+  if (!started.live() && !windows_.empty()) {
     return Wrong(absl::StrCat(StepsText(CommittedStep(), GrantedUntil()),
                               " of an earlier generation were not rolled back"));
   }
-  RETURN_IF_ERROR(CheckSame("its first step", started.start_step(), CommittedStep()));
-  RETURN_IF_ERROR(CheckSame("its tokens", started.start_tokens(), TokensAt(CommittedStep())));
-  const std::string& folder = lineage_.ranges.empty() ? "" : lineage_.ranges.back().folder;
+  // State in memory holds the steps up to its own, committed or not; no window lies beyond it.
+  RETURN_IF_ERROR(CheckSame("its first step", started.start_step(), GrantedUntil()));
+  RETURN_IF_ERROR(CheckSame("its tokens", started.start_tokens(), TokensAt(GrantedUntil())));
+  const bool from_disk = !started.live() && !lineage_.ranges.empty();
+  const std::string folder = from_disk ? lineage_.ranges.back().folder : "";
   RETURN_IF_ERROR(CheckSame("its checkpoint", started.checkpoint(), folder));
   open_ = true;
   generation_ = started.key().generation();
@@ -216,7 +218,7 @@ absl::Status LineageAudit::Take(const v1::WindowGranted& granted) {
 absl::Status LineageAudit::Take(const v1::WindowsRolledBack& back) {
   RETURN_IF_ERROR(CheckSame("the generation", back.key().generation(), generation_));
   const v1::Window& window = back.window();
-  if (windows_.empty() || window.first_step() != CommittedStep() ||
+  if (window.first_step() < CommittedStep() || window.first_step() >= window.end_step() ||
       window.end_step() != GrantedUntil()) {
     return Wrong(absl::StrCat(StepsText(window.first_step(), window.end_step()),
                               " are rolled back, and what stands uncommitted are ",
@@ -229,7 +231,9 @@ absl::Status LineageAudit::Take(const v1::WindowsRolledBack& back) {
   RETURN_IF_ERROR(CheckSame("its lost tokens", back.lost_tokens(), TokensAt(back.lost_steps())));
   lineage_.rolled_back_steps += back.lost_steps();
   lineage_.rolled_back_tokens += back.lost_tokens();
-  windows_.clear();
+  const std::int64_t left_until = window.first_step();
+  std::erase_if(windows_, [left_until](const auto& w) { return w.first_step >= left_until; });
+  if (!windows_.empty()) windows_.back().end_step = std::min(windows_.back().end_step, left_until);
   return absl::OkStatus();
 }
 

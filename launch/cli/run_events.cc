@@ -268,7 +268,8 @@ void RunEvents::OnStarted(const v1::Fact& fact) {
   }
   const v1::Layout& layout = plan_.layout();
   const std::string from =
-      plan_.checkpoint().empty()
+      plan_.live() ? absl::StrCat("step ", plan_.start_step(), ", which ranks held in memory")
+      : plan_.checkpoint().empty()
           ? "the beginning"
           : absl::StrCat("step ", plan_.start_step(), ", ", NameOf(plan_.checkpoint()));
   Add(fact, "generation_started",
@@ -277,6 +278,7 @@ void RunEvents::OnStarted(const v1::Fact& fact) {
       {{"generation", plan_.key().generation()},
        {"start_step", plan_.start_step()},
        {"checkpoint", plan_.checkpoint().empty() ? json(nullptr) : json(plan_.checkpoint())},
+       {"live", plan_.live()},
        {"layout",
         {{"pipeline", layout.pipeline()},
          {"data", layout.data()},

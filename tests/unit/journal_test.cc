@@ -13,6 +13,7 @@
 
 #include "common/files.h"
 #include "coordinator/storage/record.h"
+#include "coordinator/storage/state_folder.h"
 
 namespace paceline::storage {
 namespace {
@@ -224,6 +225,21 @@ TEST_F(JournalTest, AppendAfterANewerEpochBeganIsRefused) {
   Overwrite(kSecond, "");
 
   EXPECT_EQ(journal->Append(Facts(2, 2)).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(journal->Append(Facts(2, 2)).code(), absl::StatusCode::kFailedPrecondition);
+}
+
+// The newer coordinator's first file, and this one's, went with its snapshot.
+TEST_F(JournalTest, ASnapshotOfAReplacedEpochIsRefusedAndRetiresNothing) {
+  auto journal = Take();
+  ASSERT_TRUE(journal->Append(Facts(1, 1)).ok());
+  const std::string later = JournalName({2, 2});
+  Overwrite(later.c_str(), "");
+  v1::StateSnapshot snapshot;
+  snapshot.set_index(1);
+
+  EXPECT_EQ(journal->WriteSnapshot(snapshot).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(std::filesystem::exists(PathOf(later)));
+  EXPECT_TRUE(std::filesystem::exists(PathOf(kFirst)));
   EXPECT_EQ(journal->Append(Facts(2, 2)).code(), absl::StatusCode::kFailedPrecondition);
 }
 
