@@ -64,6 +64,7 @@ struct NodeRuntime {
   // After a reconnection: nobody knows yet which generations its workers belong to.
   bool heard = true;
   std::optional<v1::GenerationKey> draining;  // told to end, not yet gone
+  SteadyTime draining_since{};
   bool released = false;
 };
 

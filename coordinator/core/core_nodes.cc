@@ -140,10 +140,15 @@ void Core::Impl::NoteHeld(NodeId id, const v1::GenerationGone& gone) {
   if (run == nullptr || run->ended() || run->generation_open || !Same(run->key(), gone.key())) {
     return;
   }
+  HeldSteps& steps = held_[run->id()];
+  const auto is_here = [run, id](std::int32_t rank) {
+    return run->plan.placements(rank).node_id() == id.value();
+  };
+  std::erase_if(steps, [&is_here](const auto& entry) { return is_here(entry.first); });
   for (const v1::HeldState& held : gone.held()) {
     const std::int32_t rank = held.rank();
     if (rank < 0 || rank >= run->plan.placements_size()) continue;
-    if (run->plan.placements(rank).node_id() == id.value()) held_[run->id()][rank] = held.step();
+    if (is_here(rank)) steps[rank] = held.step();
   }
 }
 
@@ -222,7 +227,9 @@ void Core::Impl::Drain(NodeId id, const v1::GenerationKey& key, const std::strin
   *message.mutable_end()->mutable_key() = key;
   message.mutable_end()->set_reason(reason);
   Send(id, std::move(message));
-  nodes_.at(id).draining = key;
+  NodeRuntime& runtime = nodes_.at(id);
+  if (!runtime.draining || !Same(*runtime.draining, key)) runtime.draining_since = now_.steady;
+  runtime.draining = key;
   drains_.Set(id, now_.steady + TimeoutsFor(BudgetOf(state_.nodes.at(id))).shutdown);
   UpdateFree(id);
 }

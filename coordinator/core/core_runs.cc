@@ -27,6 +27,9 @@ v1::SubmitRunRequest FilledFrom(const Run& run, v1::SubmitRunRequest request) {
   return request;
 }
 
+// Steps that a rank may compute on before its worker has left or was killed.
+constexpr int kLeavingSteps = 4;
+
 // Runs whose last ranks' progress is kept for questions.
 constexpr std::size_t kMaxRanksRemembered = 64;
 
@@ -103,7 +106,7 @@ void Core::Impl::DiscardDamaged(const Run& run) {
     Discard(run, found->position.step(), damaged.folder(),
             absl::StrCat("found damaged: ", Cut(damaged.reason(), kMaxErrorBytes)));
   }
-  RollBackTo(run, run.CommittedStep());
+  if (run.request.damaged_checkpoints_size() > 0) RollBackTo(run, run.CommittedStep());
 }
 
 void Core::Impl::RollBackTo(const Run& run, std::int64_t step) {
@@ -147,14 +150,22 @@ void Core::Impl::TryPlan(const Run& run) {
 }
 
 // Nodes of the last generation are waited for, though others be free: what their ranks hold in
-// memory saves steps. Their lease, or their GenerationGone, ends it.
+// memory saves steps. Their GenerationGone ends it, or their lease, or time: a process that cannot
+// be killed shall not hold up the run.
 bool Core::Impl::IsLeaving(const Run& run) const {
-  return std::any_of(run.plan.placements().begin(), run.plan.placements().end(),
-                     [&](const v1::RankPlacement& placement) {
-                       const auto node = nodes_.find(NodeId{placement.node_id()});
-                       return node != nodes_.end() && !node->second.released &&
-                              (!node->second.heard || node->second.draining);
-                     });
+  const Timeouts limits = TimeoutsFor(run.file.failure);
+  const double step_seconds = std::clamp(run.step.step_seconds(), 0.0, 3600.0);
+  const auto patience =
+      limits.shutdown + limits.lease +
+      kLeavingSteps * std::chrono::milliseconds(static_cast<std::int64_t>(1e3 * step_seconds));
+  return std::any_of(
+      run.plan.placements().begin(), run.plan.placements().end(),
+      [&](const v1::RankPlacement& placement) {
+        const auto node = nodes_.find(NodeId{placement.node_id()});
+        if (node == nodes_.end() || node->second.released) return false;
+        return !node->second.heard ||
+               (node->second.draining && now_.steady < node->second.draining_since + patience);
+      });
 }
 
 // What ranks hold in memory counts where they stay in place.

@@ -109,7 +109,7 @@ std::string Core::Impl::WaitingReason(const Run& run) const {
   std::string reason = PlanFor(run.file, FreeNodesFor(run)).reason;
   if (run.failure.has_key()) reason = absl::StrCat(run.reason, "; ", reason);
   for (const auto& [id, runtime] : nodes_) {
-    if (!runtime.draining) continue;
+    if (!runtime.draining || runtime.draining->run_id() != run.id()) continue;
     return absl::StrCat(reason, "; ", state_.nodes.at(id).info.name(),
                         " is still ending generation ", runtime.draining->generation(), " of run ",
                         runtime.draining->run_id());

@@ -90,6 +90,7 @@ void Core::Impl::OnProgress(NodeId node, const v1::NodeProgress& progress) {
   if (generation == nullptr) return;
   const std::string run_id = progress.key().run_id();
   const Run& run = state_.runs.at(run_id);
+  bool evaluates = false;
   for (const v1::RankProgress& rank : progress.ranks()) {
     if (rank.rank() < 0 || Current(node, progress.key(), rank.rank()) == nullptr) continue;
     if (rank.step() > run.GrantedUntil()) continue;  // nobody may be there
@@ -99,8 +100,13 @@ void Core::Impl::OnProgress(NodeId node, const v1::NodeProgress& progress) {
       known.set_operation(Cut(rank.operation(), kMaxOperationBytes));
     }
     generation->last_step = std::max(generation->last_step, rank.step());
+    // What was due at the step of the state that was taken up comes before the first new step.
+    evaluates = evaluates || rank.phase() == v1::RANK_PHASE_EVALUATION;
   }
-  if (!generation->stepped && generation->last_step > run.plan.start_step()) {
+  if (progress.step().step() <= run.GrantedUntil()) {
+    generation->last_step = std::max(generation->last_step, progress.step().step());
+  }
+  if (!generation->stepped && (evaluates || generation->last_step > run.plan.start_step())) {
     generation->stepped = true;
     UpdateDeadline(run_id);
   }

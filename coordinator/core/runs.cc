@@ -56,11 +56,13 @@ std::string WhyNotAgain(const Run& run) {
   if (run.failure.cause() == v1::FAILURE_CAUSE_CHECKPOINT) return "its state could not be kept";
   if (run.file.launch.launcher == "mpi") return "an MPI job ends with a rank of it";
   if (run.in_vain >= kInVainMax) {
-    return absl::StrCat(run.in_vain, " generations in a row came no further than step ",
-                        run.highest_step);
+    return absl::StrCat(run.in_vain, " generations in a row began at step ", run.plan.start_step(),
+                        " and kept nothing; the run had come to step ", run.highest_step);
   }
   if (run.restarts > run.file.failure.max_restarts) {
-    return absl::StrCat("[failure] max_restarts = ", run.file.failure.max_restarts, " is used up");
+    return absl::StrCat(
+        "[failure] max_restarts = ", run.file.failure.max_restarts,
+        run.file.failure.max_restarts == 0 ? ": it is not to go on by itself" : " is used up");
   }
   return "";
 }

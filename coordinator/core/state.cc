@@ -163,19 +163,22 @@ absl::Status Apply(State& state, const v1::Fact& fact, const v1::GenerationStart
   }
   run->generation = Generation{started.key().generation()};
   run->generation_open = true;
+  if (started.start_step() > run->plan.start_step()) run->in_vain = 0;
   run->plan = started;
   if (run->generation > run->first_generation) ++run->recoveries;
   return absl::OkStatus();
 }
 
 // A lost node is no fault of the run's: that neither uses up its restarts nor makes a crash loop.
+// Neither does a damaged checkpoint, which is not begun with again.
 void CountFailure(Run& run) {
-  const bool further = run.last_step > run.highest_step;
   run.highest_step = std::max(run.highest_step, run.last_step);
-  if (further) run.in_vain = 0;
-  if (!run.failure.has_key() || run.failure.cause() == v1::FAILURE_CAUSE_NODE_LOST) return;
+  if (!run.failure.has_key() || run.failure.cause() == v1::FAILURE_CAUSE_NODE_LOST ||
+      run.failure.cause() == v1::FAILURE_CAUSE_CHECKPOINT) {
+    return;
+  }
   ++run.restarts;
-  if (!further) ++run.in_vain;
+  ++run.in_vain;
 }
 
 absl::Status Apply(State& state, const v1::Fact& fact, const v1::GenerationEnded& ended) {

@@ -59,7 +59,7 @@ struct Run {
   std::int64_t lost_tokens = 0;
   std::int64_t recoveries = 0;    // generations that began without anybody's asking
   std::int64_t restarts = 0;      // generations that a rank's failure ended, since it was submitted
-  std::int64_t in_vain = 0;       // the latest of these, where they came no further than any before
+  std::int64_t in_vain = 0;       // the latest of these, which all began at the same step
   std::int64_t highest_step = 0;  // that any generation is known to have completed
   v1::RankFailed failure;         // that ended the last generation, if one did
   bool retryable = false;

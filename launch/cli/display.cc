@@ -152,8 +152,7 @@ ProgressReporter::Lines ProgressReporter::Update(const v1::RunStatus& status, do
       const std::string failure = FailureText(status);
       if (!failure.empty()) lines.events.push_back("failure: " + failure);
       lines.events.push_back("recovery: generation " + std::to_string(status.generation()) +
-                             " goes on from step " + std::to_string(status.checkpoint_step()) +
-                             "; " + FormatNumberOf(status.lost_steps(), "step") +
+                             " goes on; " + FormatNumberOf(status.lost_steps(), "step") +
                              " lost in the run so far");
     }
     generation_ = status.generation();

@@ -363,16 +363,16 @@ class EndToEndTest(unittest.TestCase):
         self.assert_nothing_left()
         self.assertEqual(losses(run.folder / "steps.jsonl"), losses(whole.folder / "steps.jsonl"))
 
-    def test_a_run_that_gets_no_further_gives_up(self):
-        steps = ("--set", "train.steps=100000", "--set", "checkpoint.interval_steps=0")
-        run = Run(self, *steps)
-        run.wait_for_step(40)
-        for generation in range(1, 5):
+    def test_a_run_that_keeps_nothing_gives_up(self):
+        # With a sharded optimizer a dead rank takes part of the state along.
+        run = Run(self, "--set", "train.steps=100000", "--set", "checkpoint.interval_steps=0",
+                  "--set", "layout.zero=1")
+        for generation in range(1, 4):
             wait_until(lambda: any(line["generation"] == generation for line in run.steps()),
                        f"generation {generation}")
             os.kill(workers_of(self.folder)[0], signal.SIGKILL)
         self.assertEqual(run.wait(), 75, run.log())
-        self.assertIn("3 generations in a row", run.log())
+        self.assertIn("3 generations in a row began at step 0", run.log())
         self.assert_nothing_left()
 
     def test_a_killed_worker_ends_a_run_without_restarts_and_resume_goes_on(self):

@@ -166,7 +166,7 @@ TEST(ProgressReporterTest, EvaluationsCheckpointsAndRecoveriesAreTold) {
   status.set_recoveries(1);
   status.set_lost_steps(7);
   EXPECT_THAT(reporter.Update(status, 3).events,
-              ElementsAre("recovery: generation 2 goes on from step 50; 7 steps lost in the run so "
+              ElementsAre("recovery: generation 2 goes on; 7 steps lost in the run so "
                           "far"));
 }
 

@@ -188,8 +188,10 @@ TEST(RunsTest, ResumeGoesOnFromTheLastCommittedCheckpoint) {
   cluster.Fail(1, failed);
   const v1::RunStatus status = cluster.Status();
   EXPECT_EQ(status.state(), v1::RUN_STATE_FAILED);
-  EXPECT_EQ(status.reason(),
-            "rank 3 on node-1 was ended by SIGKILL ([failure] max_restarts = 0 is used up)");
+  EXPECT_EQ(
+      status.reason(),
+      "rank 3 on node-1 was ended by SIGKILL ([failure] max_restarts = 0: it is not to go on by "
+      "itself)");
   EXPECT_TRUE(status.retryable());
   EXPECT_EQ(status.failure().stderr_tail(0), "last words");
   EXPECT_EQ(status.lost_steps(), 5);

@@ -8,7 +8,8 @@ namespace paceline {
 namespace {
 
 constexpr std::size_t kEndedRunsMax = 64;
-constexpr int kRecordsPatience = 2;              // heartbeats
+constexpr int kRecordsPatience = 2;  // heartbeats
+constexpr int kStepsToLeave = 3;
 constexpr std::int64_t kDefaultBudgetMs = 5000;  // until Registered names the run's own
 
 std::string RankLog(const std::string& run_dir, int rank) {
@@ -289,6 +290,20 @@ void AgentCore::Begin(const Key& key, Generation& generation) {
   }
 }
 
+// The mean of the generation's steps on this node so far: a rank may compute as long before it
+// looks up.
+std::chrono::milliseconds AgentCore::StepTime(const Generation& generation) {
+  double seconds = 0;
+  for (const auto& [rank, view] : generation.ranks) {
+    if (view.steps_done == 0) continue;
+    seconds =
+        std::max(seconds, view.progress.step_seconds() / static_cast<double>(view.steps_done));
+  }
+  // A worker that tells nonsense is killed after an hour all the same.
+  return std::chrono::milliseconds(
+      static_cast<std::int64_t>(std::clamp(seconds, 0.0, 3600.0) * 1e3));
+}
+
 void AgentCore::BeginEnd(const Key& key, const std::string& reason) {
   Generation& generation = generations_.at(key);
   if (generation.phase == Phase::kEnding) return;
@@ -307,10 +322,10 @@ void AgentCore::BeginEnd(const Key& key, const std::string& reason) {
     if (!worker->finished) {
       Do(TellWorker{static_cast<int>(slot), AbortOf(generation.start.key(), reason)});
     }
-    if (worker->finished || worker->failure_told || ending_.has_value()) {
+    if (worker->finished || (worker->failure_told && !worker->survives) || ending_.has_value()) {
       Do(TellWorker{static_cast<int>(slot), ExitCommand()});
     }
-    worker->kill_at = now_.steady + timeouts_.shutdown;
+    worker->kill_at = now_.steady + timeouts_.shutdown + kStepsToLeave * StepTime(generation);
   }
   ForgetIfGone(key);
 }

@@ -153,6 +153,7 @@ class AgentCore {
     std::int64_t held_step = 0;
     bool idle = false;  // and its generation has ended: `key` is a former one
     bool failure_told = false;
+    bool survives = false;                  // that failure
     std::optional<v1::RankFailed> failure;  // said, held until the exit's details are known
     std::optional<ProcessExit> exit;
     std::vector<std::string> stderr_tail;
@@ -197,6 +198,7 @@ class AgentCore {
   void Begin(const Key& key, Generation& generation);
   void TellStart(int slot, const Generation& generation);
   void BeginEnd(const Key& key, const std::string& reason);
+  static std::chrono::milliseconds StepTime(const Generation& generation);
   void ForgetIfGone(const Key& key);
   void EndIfIdle();
   void EndWorkers(ExitCode code, const std::string& reason, bool at_once);

@@ -67,7 +67,14 @@ void AgentCore::On(const WorkerSaid& event) {
   }
   if (event.message.has_left()) return OnLeft(event.slot, event.message.left());
   Generation* generation = FindRunning(generations_.at(worker->key).start.key());
-  if (generation == nullptr) return;
+  if (generation == nullptr) {
+    // Its end crossed the generation's: nothing is left for it to leave.
+    if (!event.message.has_finished()) return;
+    worker->finished = true;
+    v1::WorkerCommand command;
+    command.mutable_exit();
+    return Do(TellWorker{event.slot, std::move(command)});
+  }
   switch (event.message.body_case()) {
     case v1::WorkerMessage::kProgress:
       return OnProgress(*worker, *generation, event.message.progress());
@@ -202,6 +209,7 @@ void AgentCore::OnFailed(Worker& worker, v1::RankFailed failed,
   const bool survives = failed.survives();
   worker.failure = std::move(failed);
   worker.stderr_tail = std::move(stderr_tail);
+  worker.survives = survives;
   if (survives) return TellFailure(worker);  // no end follows
   worker.settle_at = now_.steady + heartbeat_interval_;
 }
@@ -278,6 +286,7 @@ void AgentCore::SettleIfEnded(int slot) {
   Worker& worker = *FindWorker(slot);
   if (!worker.exit.has_value() || worker.session_open) return;
   const Key key = worker.key;
+  const bool held = worker.idle && worker.held_step > 0;
   if (worker.idle || generations_.at(key).phase != Phase::kRunning) {
     ++counters_.workers_ended;
   } else if (worker.finished && (worker.exit->clean() || !worker.exit->known())) {
@@ -289,6 +298,11 @@ void AgentCore::SettleIfEnded(int slot) {
   }
   slots_[static_cast<std::size_t>(slot)].reset();
   ForgetIfGone(key);
+  if (!held) return;
+  v1::GenerationKey name;  // what is held of it is told anew
+  name.set_run_id(key.first);
+  name.set_generation(key.second);
+  TellGone(name);
 }
 
 void AgentCore::TellFailure(Worker& worker) {

@@ -93,6 +93,11 @@ void ParallelGroups::Abort(const std::string& reason) {
   for (const std::unique_ptr<Communicator>& communicator : all_) communicator->Abort(reason);
 }
 
+absl::Status ParallelGroups::status() const {
+  const std::lock_guard lock(mutex_);
+  return abort_reason_.has_value() ? absl::AbortedError(*abort_reason_) : absl::OkStatus();
+}
+
 CommunicatorProgress ParallelGroups::progress() const {
   const std::lock_guard lock(mutex_);
   CommunicatorProgress all;

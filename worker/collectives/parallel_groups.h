@@ -50,6 +50,8 @@ class ParallelGroups {
   const PipelineChannel& gradients_out() const { return gradients_out_; }
 
   void Abort(const std::string& reason);
+  // kAborted once it was called: who computes long between operations asks.
+  absl::Status status() const;
   // The operation that is under way, if one is; counts are sums over the groups.
   CommunicatorProgress progress() const;
 

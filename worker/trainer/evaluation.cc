@@ -49,6 +49,7 @@ absl::StatusOr<v1::EvalRecord> Evaluate(const RunFile& run_file, PipelineExecuto
   std::array<double, 2> sums = {0, 0};
   PassHandlers handlers;
   handlers.load = [&](int micro_batch) -> absl::StatusOr<MicroBatch> {
+    RETURN_IF_ERROR(groups.status());
     const std::int64_t first = first_draw(micro_batch);
     if (first >= draws) return valid.Load(0, std::min(rows, draws));
     return valid.Load(first, std::min(rows, draws - first));

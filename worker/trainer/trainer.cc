@@ -124,7 +124,7 @@ absl::Status Trainer::TakeUp(std::optional<LiveState> held) {
       [this](const v1::StateTransfer& transfer) { return transfer.to() == start_.rank(); });
   if (receives) return absl::OkStatus();
   if (!held.has_value() || held->record.step() != step_) {
-    return absl::UnavailableError(absl::StrCat(
+    return absl::UnknownError(absl::StrCat(
         "rank ", start_.rank(), " does not hold the state of step ", step_, " in memory any more"));
   }
   record_ = held->record;
@@ -316,6 +316,7 @@ absl::Status Trainer::ForwardBackward() {
   model_->ResetExpertTokens();
   PassHandlers handlers;
   handlers.load = [this](int micro_batch) -> absl::StatusOr<MicroBatch> {
+    RETURN_IF_ERROR(groups_->status());
     const SteadyTime begin = Tick();
     absl::StatusOr<MicroBatch> batch = LoadMicroBatch(micro_batch);
     totals_.set_data_wait_seconds(totals_.data_wait_seconds() + SecondsBetween(begin, Tick()));

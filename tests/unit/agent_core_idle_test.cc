@@ -1,0 +1,134 @@
+// Workers that outlive a generation, and the next one that takes them up.
+#include <gtest/gtest.h>
+
+#include "tests/unit/agent_core_fixture.h"
+
+namespace paceline {
+namespace {
+
+TEST_F(AgentCoreTest, WorkersThatHaveLeftTakeUpTheNextGeneration) {
+  Run();
+  Told(End(1));
+  EXPECT_TRUE(TellsOf(Says(0, Left(1, 0)), v1::AgentMessage::kGone).empty());
+  EXPECT_EQ(TellsOf(Says(1, Left(1, 1)), v1::AgentMessage::kGone).size(), 1u);
+  const auto actions = Told(Start(2));
+  EXPECT_TRUE(Of<SpawnWorker>(actions).empty());
+  const auto told = Of<TellWorker>(actions);
+  ASSERT_EQ(told.size(), 2u);
+  EXPECT_EQ(told[1].command.start().key().generation(), 2u);
+  EXPECT_EQ(told[1].command.start().rank(), 1);
+  EXPECT_EQ(core_.View().counters.worker_reuses, 2);
+  const auto failed = TellsOf(Ends(1, {.signal = SIGKILL}), v1::AgentMessage::kFailed);
+  ASSERT_EQ(failed.size(), 1u);
+  EXPECT_EQ(failed[0].failed().key().generation(), 2u);
+}
+
+TEST_F(AgentCoreTest, AWorkerThatSurvivesItsFailureIsToldOfAtOnceAndKept) {
+  Run();
+  v1::WorkerMessage failed = Failed(1, 0, "rank 1 is gone");
+  failed.mutable_failed()->set_survives(true);
+  EXPECT_EQ(TellsOf(Says(0, failed), v1::AgentMessage::kFailed).size(), 1u);
+  Says(0, Left(1, 0));
+  EXPECT_EQ(TellsOf(Ends(1, {.signal = SIGKILL}), v1::AgentMessage::kFailed).size(), 1u);
+  const auto ended = Told(End(1));
+  EXPECT_TRUE(Of<TellWorker>(ended).empty()) << "it has left by itself";
+  EXPECT_EQ(TellsOf(ended, v1::AgentMessage::kGone).size(), 1u);
+  const auto spawned = Of<SpawnWorker>(Told(Start(2)));
+  ASSERT_EQ(spawned.size(), 1u);
+  EXPECT_EQ(spawned[0].slot, 1);
+}
+
+TEST_F(AgentCoreTest, AnIdleWorkerThatNobodyTakesUpIsEnded) {
+  Run();
+  Told(End(1));
+  Says(0, Left(1, 0));
+  Says(1, Left(1, 1));
+  EXPECT_TRUE(Of<TellWorker>(Advance(3599s)).empty());
+  EXPECT_EQ(Of<TellWorker>(Advance(1s)).size(), 2u);
+  EXPECT_TRUE(Of<SpawnWorker>(Told(Start(2))).empty()) << "they are on their way out";
+  EXPECT_EQ(Of<KillWorker>(Advance(5s)).size(), 2u);
+  Ends(0, {.signal = SIGKILL});
+  EXPECT_EQ(Of<SpawnWorker>(Ends(1, {.signal = SIGKILL})).size(), 2u);
+}
+
+TEST_F(AgentCoreTest, AnIdleWorkerMakesRoomForAnotherRank) {
+  Run();
+  Told(End(1));
+  Says(0, Left(1, 0));
+  Says(1, Left(1, 1));
+  v1::CoordinatorMessage swapped = Start(2);
+  swapped.mutable_start()->mutable_assignments(0)->set_rank(1);
+  swapped.mutable_start()->mutable_assignments(1)->set_rank(0);
+  const auto told = Of<TellWorker>(Told(swapped));
+  ASSERT_EQ(told.size(), 2u);
+  EXPECT_TRUE(told[0].command.has_exit());
+  Ends(0, {.exit_code = 0});
+  EXPECT_EQ(Of<SpawnWorker>(Ends(1, {.exit_code = 0})).size(), 2u);
+}
+
+TEST_F(AgentCoreTest, AReleasedAgentEndsItsIdleWorkers) {
+  Run();
+  Told(End(1));
+  Says(0, Left(1, 0));
+  v1::CoordinatorMessage release;
+  release.mutable_release()->set_reason("the run has ended");
+  EXPECT_TRUE(Of<TellWorker>(Told(release)).front().command.has_exit());
+  const auto left = Of<TellWorker>(Says(1, Left(1, 1)));
+  ASSERT_EQ(left.size(), 1u);
+  EXPECT_TRUE(left[0].command.has_exit());
+  Ends(0, {.exit_code = 0});
+  EXPECT_EQ(Of<EndAgent>(Ends(1, {.exit_code = 0})).size(), 1u);
+}
+
+// What it held may have been told: the coordinator shall not plan with it.
+TEST_F(AgentCoreTest, AnIdleWorkerThatDiesTakesItsStateAlong) {
+  Run();
+  Told(End(1));
+  v1::WorkerMessage left = Left(1, 0);
+  left.mutable_left()->set_held_step(12);
+  Says(0, left);
+  left = Left(1, 1);
+  left.mutable_left()->set_held_step(13);
+  auto gone = TellsOf(Says(1, left), v1::AgentMessage::kGone);
+  ASSERT_EQ(gone.size(), 1u);
+  ASSERT_EQ(gone[0].gone().held_size(), 2);
+  EXPECT_EQ(gone[0].gone().held(1).step(), 13);
+  gone = TellsOf(Ends(1, {.signal = SIGKILL}), v1::AgentMessage::kGone);
+  ASSERT_EQ(gone.size(), 1u);
+  ASSERT_EQ(gone[0].gone().held_size(), 1);
+  EXPECT_EQ(gone[0].gone().held(0).rank(), 0);
+}
+
+// The end of the generation may come between a survivor's two words.
+TEST_F(AgentCoreTest, ASurvivorIsNotToldToGoThoughItHasYetToLeave) {
+  Run();
+  v1::WorkerMessage failed = Failed(1, 0, "rank 1 is gone");
+  failed.mutable_failed()->set_survives(true);
+  Says(0, failed);
+  for (const TellWorker& told : Of<TellWorker>(Told(End(1)))) {
+    EXPECT_FALSE(told.command.has_exit());
+  }
+}
+
+TEST_F(AgentCoreTest, AWorkerMayComputeItsStepToTheEndBeforeItLeaves) {
+  Run();
+  v1::WorkerMessage message;
+  message.mutable_progress()->set_rank(0);
+  message.mutable_progress()->set_step(12);  // two after start_step
+  message.mutable_progress()->set_step_seconds(40);
+  Says(0, message);
+  Told(End(1));
+  EXPECT_TRUE(Of<KillWorker>(Advance(64s)).empty());
+  EXPECT_EQ(Of<KillWorker>(Advance(1s)).size(), 2u) << "three steps and the time to shut down";
+}
+
+TEST_F(AgentCoreTest, ARankThatFinishesAsItsGenerationEndsIsToldToGo) {
+  Run();
+  Told(End(1));
+  const auto told = Of<TellWorker>(Says(0, Finished(1, 0)));
+  ASSERT_EQ(told.size(), 1u);
+  EXPECT_TRUE(told[0].command.has_exit());
+}
+
+}  // namespace
+}  // namespace paceline
