@@ -109,10 +109,7 @@ StallWatch::Limit StallWatch::LimitOf(const Options& options, v1::RankPhase phas
     case v1::RANK_PHASE_CHECKPOINT:
       fixed = options.limits.checkpoint;
       break;
-    case v1::RANK_PHASE_UNSPECIFIED:
-      fixed = options.limits.startup;
-      break;
-    default:
+    default:  // one that has told nothing has stepped as the others have
       break;
   }
   const double median = step_times_.Median();
@@ -124,7 +121,9 @@ StallWatch::Limit StallWatch::LimitOf(const Options& options, v1::RankPhase phas
 
 StallWatch::State StallWatch::StateOf(const Rank& rank, Duration limit) const {
   // The ranks stand still for longer than `limit` by now, and the silence came before.
-  if (rank.telemetry_age * 2 > limit) return State::kSilent;
+  if (rank.telemetry_age * 2 > limit || rank.phase == v1::RANK_PHASE_UNSPECIFIED) {
+    return State::kSilent;
+  }
   return rank.waiting ? State::kWaiting : State::kWorking;
 }
 
@@ -273,8 +272,11 @@ Stall StallWatch::Describe(const Options& options, const std::vector<State>& sta
     case State::kSilent: {
       // What it told last is older than what the others did since, so it is not compared.
       const std::optional<Waiters> waiters = MostWaiters(states, culprit);
-      stall.known = absl::StrCat("is silent: its agent has heard nothing of its worker for ",
-                                 Seconds(duration<double>(rank.telemetry_age).count()));
+      stall.known = absl::StrCat(
+          "is silent: its agent has heard nothing of its worker ",
+          rank.phase == v1::RANK_PHASE_UNSPECIFIED
+              ? "in this generation"
+              : absl::StrCat("for ", Seconds(duration<double>(rank.telemetry_age).count())));
       if (waiters) {
         absl::StrAppend(&stall.known, ", while ", waiters->they, " been in ", waiters->operation,
                         " for ", Seconds(SecondsStill(ranks_[waiters->one])));

@@ -53,7 +53,8 @@ class StallTest(unittest.TestCase):
         os.kill(pid, signal.SIGSTOP)
         stopped = time.monotonic()
         pattern = re.compile(rf"rank {rank} on {node} \(host \S+\) is silent: its agent has heard "
-                             r'nothing of its worker for \S+ s, while ranks? .* been in "([^"]+)"')
+                             r'nothing of its worker (?:for \S+ s|in this generation), while ranks? .* '
+                             r'been in "([^"]+)"')
         found = end_to_end.wait_until(lambda: pattern.search(run.log()), "the culprit's name")
         seconds = time.monotonic() - stopped
         # Until its peers stand still and that is heard of: a telemetry interval, a heartbeat and a
