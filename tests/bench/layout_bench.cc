@@ -91,7 +91,7 @@ double Median(std::vector<double> values) {
 
 struct Measured {
   double step_seconds = 0;  // median
-  double waiting = 0;       // for other stages, share of the time in steps, the worse rank
+  double waiting = 0;       // for other stages, share of the time in steps, the ranks' mean
 };
 
 [[noreturn]] void Fail(const absl::Status& status) {
@@ -116,8 +116,8 @@ Measured Train(const RunFile& run, const Start& start) {
     for (const v1::WorkerMessage& message : outcome.messages) {
       if (message.has_step()) seconds.push_back(message.step().step_seconds());
     }
-    measured.waiting = std::max(measured.waiting, outcome.progress.pipeline_wait_seconds() /
-                                                      outcome.progress.step_seconds());
+    measured.waiting +=
+        outcome.progress.pipeline_wait_seconds() / outcome.progress.step_seconds() / kRanks;
   }
   seconds.erase(seconds.begin(), seconds.begin() + 2);  // memory is touched for the first time
   measured.step_seconds = Median(seconds);
@@ -142,11 +142,9 @@ planning::StepSimulation PredictionOf(const RunFile& run, const planning::CostRa
   return planning::Predict(run, {LayoutOf(run), run.train.micro_batch_size}, machine);
 }
 
-// The share of the step that the worse stage waits.
+// The share of the step that stages wait.
 double BubbleOf(const planning::StepSimulation& step) {
-  double most = 0;
-  for (const planning::StageParts& parts : step.stages) most = std::max(most, parts.bubble);
-  return most / step.seconds;
+  return planning::MeanOf(step.stages).bubble / step.seconds;
 }
 
 // `only`: the variants in whose names it stands.

@@ -45,9 +45,13 @@ class AddressBoard {
   int published_ = 0;
 };
 
+// Which ranks share memory with each other; the others talk over TCP.
+enum class Sharing { kAll, kNone, kEvenRanks };
+
 // Connects `size` ranks, in rank order. Empty where a connection failed.
 inline std::vector<std::unique_ptr<Communicator>> ConnectRanks(
-    int size, std::chrono::milliseconds operation_timeout = std::chrono::seconds(20)) {
+    int size, std::chrono::milliseconds operation_timeout = std::chrono::seconds(20),
+    Sharing sharing = Sharing::kAll) {
   AddressBoard board(size);
   std::vector<std::unique_ptr<Communicator>> communicators(size);
   {
@@ -58,6 +62,8 @@ inline std::vector<std::unique_ptr<Communicator>> ConnectRanks(
         options.rank = rank;
         options.size = size;
         options.operation_timeout = operation_timeout;
+        options.shared_memory =
+            sharing == Sharing::kAll || (sharing == Sharing::kEvenRanks && rank % 2 == 0);
         auto made = MakeGlooCommunicator(options, board.ForRank(rank));
         if (made.ok()) communicators[rank] = *std::move(made);
       });

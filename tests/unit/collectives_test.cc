@@ -1,8 +1,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <atomic>
 #include <cstdint>
+#include <string>
 
 #include "tests/support/collective_checks.h"
 #include "tests/support/rank_threads.h"
@@ -17,18 +19,33 @@ using ::testing::HasSubstr;
 
 constexpr milliseconds kAbortLimit(kSanitized ? 10'000 : 100);
 
-TEST(GlooCommunicatorTest, OperationsAreExactForOneToFiveRanks) {
+class GlooCommunicatorTest : public testing::TestWithParam<Sharing> {
+ protected:
+  static std::vector<std::unique_ptr<Communicator>> Connect(
+      int size, milliseconds operation_timeout = std::chrono::seconds(20)) {
+    return ConnectRanks(size, operation_timeout, GetParam());
+  }
+};
+std::string NameOf(const testing::TestParamInfo<Sharing>& of) {
+  constexpr std::array kNames = {"SharedMemory", "Tcp", "EvenRanksShareMemory"};
+  return kNames[static_cast<std::size_t>(of.param)];
+}
+INSTANTIATE_TEST_SUITE_P(, GlooCommunicatorTest,
+                         testing::Values(Sharing::kAll, Sharing::kNone, Sharing::kEvenRanks),
+                         NameOf);
+
+TEST_P(GlooCommunicatorTest, OperationsAreExactForOneToFiveRanks) {
   for (int size = 1; size <= 5; ++size) {
     SCOPED_TRACE(size);
-    const auto communicators = ConnectRanks(size);
+    const auto communicators = Connect(size);
     ASSERT_EQ(std::ssize(communicators), size);
     RunRanks(communicators, CheckOperations);
   }
 }
 
 // Parts beyond the size of one piece.
-TEST(GlooCommunicatorTest, LargeAllReduceIsExact) {
-  const auto communicators = ConnectRanks(3);
+TEST_P(GlooCommunicatorTest, LargeAllReduceIsExact) {
+  const auto communicators = Connect(3);
   ASSERT_EQ(communicators.size(), 3u);
   constexpr std::size_t kCount = 2'500'001;
   const std::vector<double> expected = SumOfRanks<double>(3, kCount);
@@ -43,9 +60,9 @@ TEST(GlooCommunicatorTest, LargeAllReduceIsExact) {
 
 // The last operation of a run: whoever is through leaves at once, and must not take the others
 // with it.
-TEST(GlooCommunicatorTest, RankThatDidItsPartAndLeftFailsNobody) {
+TEST_P(GlooCommunicatorTest, RankThatDidItsPartAndLeftFailsNobody) {
   for (int round = 0; round < 10; ++round) {
-    auto communicators = ConnectRanks(4);
+    auto communicators = Connect(4);
     ASSERT_EQ(communicators.size(), 4u);
     std::vector<std::jthread> threads;
     for (auto& communicator : communicators) {
@@ -64,8 +81,8 @@ TEST(GlooCommunicatorTest, RankThatDidItsPartAndLeftFailsNobody) {
 
 // Transfers of several pieces that go on while the abort comes: nothing may touch the buffers
 // after it (the sanitizers look).
-TEST(GlooCommunicatorTest, AbortInTheMiddleOfATransferReturnsPromptly) {
-  auto communicators = ConnectRanks(2);
+TEST_P(GlooCommunicatorTest, AbortInTheMiddleOfATransferReturnsPromptly) {
+  auto communicators = Connect(2);
   ASSERT_EQ(communicators.size(), 2u);
   constexpr std::size_t kCount = 30'000'000;
   std::vector<std::vector<std::uint8_t>> buffers(2, std::vector<std::uint8_t>(kCount, 1));
@@ -87,8 +104,8 @@ TEST(GlooCommunicatorTest, AbortInTheMiddleOfATransferReturnsPromptly) {
   buffers.clear();
 }
 
-TEST(GlooCommunicatorTest, AbortWakesEveryWaiterWithin100Milliseconds) {
-  auto communicators = ConnectRanks(4);
+TEST_P(GlooCommunicatorTest, AbortWakesEveryWaiterWithin100Milliseconds) {
+  auto communicators = Connect(4);
   ASSERT_EQ(communicators.size(), 4u);
   std::vector<float> buffers[4];
   std::vector<std::unique_ptr<Stream>> streams;
@@ -119,9 +136,9 @@ TEST(GlooCommunicatorTest, AbortWakesEveryWaiterWithin100Milliseconds) {
 }
 
 // An abort that falls between two operations, or races with the start of one, is not lost.
-TEST(GlooCommunicatorTest, AbortAtAnyInstantIsKept) {
+TEST_P(GlooCommunicatorTest, AbortAtAnyInstantIsKept) {
   for (int round = 0; round < 15; ++round) {
-    auto communicators = ConnectRanks(2);
+    auto communicators = Connect(2);
     ASSERT_EQ(communicators.size(), 2u);
     std::atomic<int> steps = 0;
     std::jthread aborter([&] {
@@ -144,8 +161,8 @@ TEST(GlooCommunicatorTest, AbortAtAnyInstantIsKept) {
   }
 }
 
-TEST(GlooCommunicatorTest, TimeoutNamesOperationOwnRankAndTheSilentPeer) {
-  auto communicators = ConnectRanks(4, milliseconds(300));
+TEST_P(GlooCommunicatorTest, TimeoutNamesOperationOwnRankAndTheSilentPeer) {
+  auto communicators = Connect(4, milliseconds(300));
   ASSERT_EQ(communicators.size(), 4u);
   absl::Status statuses[4];
   RunRanks(communicators, [&](Communicator& communicator) {
@@ -167,8 +184,8 @@ TEST(GlooCommunicatorTest, TimeoutNamesOperationOwnRankAndTheSilentPeer) {
 }
 
 // Rank 0 waits for rank 1, which lives and is silent; it learns at once that rank 2 is gone.
-TEST(GlooCommunicatorTest, LostPeerIsNamedAtOnceAlsoWhileWaitingForAnother) {
-  auto communicators = ConnectRanks(3);
+TEST_P(GlooCommunicatorTest, LostPeerIsNamedAtOnceAlsoWhileWaitingForAnother) {
+  auto communicators = Connect(3);
   ASSERT_EQ(communicators.size(), 3u);
   Stream stream(Stream::Mode::kThread, "test");
   std::vector<float> values(1'000'000, 1.0f);
@@ -186,8 +203,8 @@ TEST(GlooCommunicatorTest, LostPeerIsNamedAtOnceAlsoWhileWaitingForAnother) {
 }
 
 // Otherwise Gloo would end the process, or write beyond the shorter buffer.
-TEST(GlooCommunicatorTest, RanksThatDisagreeOnTheCountTimeOut) {
-  auto communicators = ConnectRanks(2, milliseconds(200));
+TEST_P(GlooCommunicatorTest, RanksThatDisagreeOnTheCountTimeOut) {
+  auto communicators = Connect(2, milliseconds(200));
   ASSERT_EQ(communicators.size(), 2u);
   RunRanks(communicators, [](Communicator& communicator) {
     Stream stream(Stream::Mode::kInline, "test");
@@ -200,8 +217,8 @@ TEST(GlooCommunicatorTest, RanksThatDisagreeOnTheCountTimeOut) {
   });
 }
 
-TEST(GlooCommunicatorTest, SplitGroupsWorkApartAndNameRanksAsTheWhole) {
-  const auto communicators = ConnectRanks(5);
+TEST_P(GlooCommunicatorTest, SplitGroupsWorkApartAndNameRanksAsTheWhole) {
+  const auto communicators = Connect(5);
   std::vector<absl::Status> lost(5);
   {
     std::vector<std::jthread> threads;
@@ -229,7 +246,7 @@ TEST(GlooCommunicatorTest, SplitGroupsWorkApartAndNameRanksAsTheWhole) {
   for (const int rank : {0, 2, 4}) EXPECT_TRUE(lost[static_cast<std::size_t>(rank)].ok());
 }
 
-TEST(GlooCommunicatorTest, BadRanksAreRefusedByName) {
+TEST(GlooConnectTest, BadRanksAreRefusedByName) {
   const auto communicators = ConnectRanks(2);
   ASSERT_EQ(communicators.size(), 2u);
   float value = 0;
@@ -242,7 +259,7 @@ TEST(GlooCommunicatorTest, BadRanksAreRefusedByName) {
   EXPECT_EQ(other.status().code(), absl::StatusCode::kInvalidArgument);
 }
 
-TEST(GlooCommunicatorTest, InterfaceThatIsNoAddressIsRefused) {
+TEST(GlooConnectTest, InterfaceThatIsNoAddressIsRefused) {
   CommunicatorOptions options;
   options.interface_address = "not-an-address";
   AddressBoard board(1);
@@ -251,7 +268,7 @@ TEST(GlooCommunicatorTest, InterfaceThatIsNoAddressIsRefused) {
   EXPECT_THAT(std::string(made.status().message()), HasSubstr("not-an-address"));
 }
 
-TEST(GlooCommunicatorTest, PeerThatNeverConnectsEndsTheConnectAtItsLimit) {
+TEST(GlooConnectTest, PeerThatNeverConnectsEndsTheConnectAtItsLimit) {
   CommunicatorOptions options;
   options.size = 2;
   options.connect_timeout = milliseconds(300);
@@ -264,7 +281,7 @@ TEST(GlooCommunicatorTest, PeerThatNeverConnectsEndsTheConnectAtItsLimit) {
   EXPECT_LT(std::chrono::steady_clock::now() - begin, milliseconds(2000));
 }
 
-TEST(GlooCommunicatorTest, AddressThatIsNoneIsRefusedWithItsRank) {
+TEST(GlooConnectTest, AddressThatIsNoneIsRefusedWithItsRank) {
   for (const char* bad : {"", "garbage", "127.0.0.1", "127.0.0.1 0 0", "127.0.0.1 99999 1",
                           "127.0.0.1 -1 1", "host 1 2"}) {
     CommunicatorOptions options;
@@ -277,7 +294,7 @@ TEST(GlooCommunicatorTest, AddressThatIsNoneIsRefusedWithItsRank) {
   }
 }
 
-TEST(GlooCommunicatorTest, FailedExchangePassesThrough) {
+TEST(GlooConnectTest, FailedExchangePassesThrough) {
   CommunicatorOptions options;
   options.size = 2;
   const auto made = MakeGlooCommunicator(

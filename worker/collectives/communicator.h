@@ -91,6 +91,7 @@ struct CommunicatorOptions {
   std::chrono::milliseconds operation_timeout{120'000};
   std::chrono::milliseconds connect_timeout{30'000};
   std::string interface_address = "127.0.0.1";  // what the data plane binds to
+  bool shared_memory = true;                    // between ranks of one machine, over Gloo
   std::vector<int> names = {};                  // what error texts call the ranks; empty: 0, 1, ...
 
   std::string NameOf(int of_rank) const {

@@ -1,6 +1,8 @@
 #include "worker/collectives/gloo/gloo_mesh.h"
 
+#include <absl/strings/str_split.h>
 #include <gloo/transport/pair.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <chrono>
@@ -15,6 +17,7 @@
 #include "common/check.h"
 #include "worker/collectives/gloo/gloo_connect.h"
 #include "worker/collectives/gloo/peer_buffer.h"
+#include "worker/collectives/gloo/shared_ring.h"
 
 namespace paceline {
 namespace {
@@ -30,6 +33,10 @@ constexpr std::chrono::milliseconds kCloseDelay{100};
 // Longer transfers go in pieces: Gloo does not stop in the middle of one, so this bounds how long
 // an abort waits.
 constexpr std::size_t kPieceBytes = 4 << 20;
+// The exchange in which ranks of one machine agree on shared memory.
+constexpr std::uint8_t kShareCode = GlooMesh::kCodes - 1;
+// Between what Gloo publishes of a rank and where its inbox is.
+constexpr char kInboxMark[] = " inbox ";
 
 // Both ends compute the slot from what they believe the transfer to be. A rank that calls
 // another operation, or another count, therefore never matches, rather than writing beyond a
@@ -43,10 +50,19 @@ std::uint64_t SlotOf(const GlooMesh::Operation& operation, std::size_t bytes) {
 }  // namespace
 
 struct GlooMesh::Impl {
+  // What replaces the connection for transfers between ranks of one machine.
+  struct SharedMemory {
+    SharedInbox inbox;  // the peer's
+    SharedRing to;
+    SharedRing from;
+    RingTransfer send;  // of the exchange that runs
+    RingTransfer recv;
+  };
   struct Peer {
-    std::unique_ptr<PeerBuffer> buffer;  // none for the own rank, and after a failure
-    int recv_pending = 0;                // pieces, of the exchange that runs;
-    int send_pending = 0;                // the exchanging thread's own
+    std::unique_ptr<PeerBuffer> buffer;    // none for the own rank, and after a failure
+    std::unique_ptr<SharedMemory> shared;  // none: over the connection
+    int recv_pending = 0;                  // pieces, of the exchange that runs;
+    int send_pending = 0;                  // the exchanging thread's own
     std::string gone;  // why the connection ended, "" while it lives; guarded by mutex
   };
 
@@ -55,6 +71,7 @@ struct GlooMesh::Impl {
   CommunicatorOptions options;
   std::shared_ptr<gloo::transport::Context> context;
   std::vector<Peer> peers;  // by rank
+  SharedInbox inbox;        // null: no memory is shared
 
   std::mutex mutex;       // guards what follows, Peer::gone, and the buffers' lives
   absl::Status failure;   // the first; final
@@ -68,10 +85,15 @@ struct GlooMesh::Impl {
   int& Pending(int peer, Direction direction) {
     return direction == Direction::kRecv ? peers[peer].recv_pending : peers[peer].send_pending;
   }
+  absl::Status Exchange(const Operation& operation, std::span<const Segment> sends,
+                        std::span<const Segment> recvs);
   absl::Status Post(const Operation& operation, std::span<const Segment> sends,
                     std::span<const Segment> recvs);
   absl::Status PostPieces(const Operation& operation, int peer, Direction direction,
                           const Segment& segment);
+  absl::Status ShareMemory(const std::vector<std::string>& inboxes);
+  absl::StatusOr<bool> MoveShared(int peer);
+  absl::Status WaitShared(const Operation& operation);
   absl::Status Wait(const Operation& operation, int peer, Direction direction);
   absl::Status AfterWake(const Operation& operation);
   bool Completed(int peer);
@@ -102,6 +124,13 @@ absl::Status GlooMesh::Impl::Post(const Operation& operation, std::span<const Se
 
 absl::Status GlooMesh::Impl::PostPieces(const Operation& operation, int peer, Direction direction,
                                         const Segment& segment) {
+  if (SharedMemory* shared = peers[peer].shared.get()) {
+    (direction == Direction::kRecv ? shared->recv : shared->send) = {
+        .slot = SlotOf(operation, segment.bytes),
+        .data = static_cast<std::byte*>(segment.data),
+        .bytes = segment.bytes};
+    return absl::OkStatus();
+  }
   for (std::size_t begin = 0; begin < segment.bytes; begin += kPieceBytes) {
     const std::size_t bytes = std::min(kPieceBytes, segment.bytes - begin);
     {
@@ -117,6 +146,40 @@ absl::Status GlooMesh::Impl::PostPieces(const Operation& operation, int peer, Di
     }
   }
   return absl::OkStatus();
+}
+
+// True: something moved.
+absl::StatusOr<bool> GlooMesh::Impl::MoveShared(int peer) {
+  SharedMemory& shared = *peers[peer].shared;
+  const bool sent = shared.to.Write(shared.send);
+  const absl::StatusOr<bool> received = shared.from.Read(shared.recv);
+  if (!received.ok()) {
+    return absl::Status(received.status().code(), "from rank " + options.NameOf(peer) + ": " +
+                                                      std::string(received.status().message()));
+  }
+  return sent || *received;
+}
+
+// Moves what goes through shared memory until all of it has; what goes over connections moves on
+// Gloo's threads meanwhile.
+absl::Status GlooMesh::Impl::WaitShared(const Operation& operation) {
+  if (!inbox) return absl::OkStatus();
+  for (;;) {
+    const std::uint32_t rings = inbox.bell().rings();
+    bool moved = false;
+    bool done = true;
+    for (int peer = 0; peer < size; ++peer) {
+      if (peers[peer].shared == nullptr) continue;
+      ASSIGN_OR_RETURN(const bool some, MoveShared(peer));
+      moved |= some;
+      done &= peers[peer].shared->send.done() && peers[peer].shared->recv.done();
+    }
+    if (done) return absl::OkStatus();
+    if (moved) continue;
+    RETURN_IF_ERROR(AfterWake(operation));
+    if (std::chrono::steady_clock::now() >= operation.deadline) return TimedOut(operation);
+    inbox.bell().Wait(rings, operation.deadline);
+  }
 }
 
 absl::Status GlooMesh::Impl::Wait(const Operation& operation, int peer, Direction direction) {
@@ -156,6 +219,9 @@ absl::Status GlooMesh::Impl::AfterWake(const Operation& operation) {
 // Whether this exchange is through with `peer`, without waiting. Ask only when "no" is a failure:
 // Gloo then may close all connections of this rank.
 bool GlooMesh::Impl::Completed(int peer) {
+  if (SharedMemory* shared = peers[peer].shared.get()) {
+    return MoveShared(peer).ok() && shared->send.done() && shared->recv.done();
+  }
   for (const Direction direction : {Direction::kRecv, Direction::kSend}) {
     int& pending = Pending(peer, direction);
     // A wake-up that nobody has waited for yet hides what came after it.
@@ -222,6 +288,7 @@ void GlooMesh::Impl::WakeAllLocked() {
   for (const Peer& peer : peers) {
     if (peer.buffer) peer.buffer->Wake();
   }
+  if (inbox) inbox.bell().Ring();
 }
 
 // Posts the watching receive on every living connection. A connection that refuses it has ended:
@@ -281,11 +348,68 @@ GlooMesh::~GlooMesh() {
   if (impl_->watcher.joinable()) impl_->watcher.join();
 }
 
+// Both ends have to have opened the other's inbox, so each tells each over their connection.
+absl::Status GlooMesh::Impl::ShareMemory(const std::vector<std::string>& inboxes) {
+  std::vector<std::uint8_t> opened(peers.size());
+  std::vector<std::uint8_t> was_opened(peers.size());
+  std::vector<Segment> sends(peers.size());
+  std::vector<Segment> recvs(peers.size());
+  std::vector<std::unique_ptr<SharedMemory>> shared(peers.size());
+  for (int peer = 0; peer < size; ++peer) {
+    if (peer == rank || !OnOneMachine(inbox.address(), inboxes[peer])) continue;
+    sends[peer] = {&opened[peer], 1};
+    recvs[peer] = {&was_opened[peer], 1};
+    absl::StatusOr<SharedInbox> theirs = SharedInbox::Open(inboxes[peer], size);
+    if (!theirs.ok()) {
+      spdlog::info("rank {}: no shared memory with rank {}: {}", options.NameOf(rank),
+                   options.NameOf(peer), theirs.status().ToString());
+      continue;
+    }
+    opened[peer] = 1;
+    shared[peer] = std::make_unique<SharedMemory>(SharedMemory{.inbox = *std::move(theirs)});
+    SharedMemory& memory = *shared[peer];
+    memory.to = memory.inbox.RingFrom(rank, memory.inbox.bell());
+    memory.from = inbox.RingFrom(peer, memory.inbox.bell());
+  }
+  const Operation operation{.kind = "connect",
+                            .name = "shared memory",
+                            .code = kShareCode,
+                            .deadline = std::chrono::steady_clock::now() + options.connect_timeout,
+                            .timeout = options.connect_timeout};
+  RETURN_IF_ERROR(Exchange(operation, sends, recvs));
+  inbox.Close();
+  for (int peer = 0; peer < size; ++peer) {
+    if (opened[peer] != 0 && was_opened[peer] != 0) peers[peer].shared = std::move(shared[peer]);
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::unique_ptr<GlooMesh>> GlooMesh::Connect(const CommunicatorOptions& options,
                                                             const ExchangeAddresses& exchange) {
   std::unique_ptr<GlooMesh> mesh(new GlooMesh());
   Impl& impl = *mesh->impl_;
-  ASSIGN_OR_RETURN(impl.context, ConnectGlooMesh(options, exchange));
+  if (options.shared_memory && options.size > 1) {
+    absl::StatusOr<SharedInbox> inbox = SharedInbox::Create(options.size);
+    if (inbox.ok()) {
+      impl.inbox = *std::move(inbox);
+    } else {
+      spdlog::info("rank {}: no shared memory with ranks of this machine: {}",
+                   options.NameOf(options.rank), inbox.status().ToString());
+    }
+  }
+  std::vector<std::string> inboxes;
+  const auto exchange_both =
+      [&](const std::string& own) -> absl::StatusOr<std::vector<std::string>> {
+    ASSIGN_OR_RETURN(std::vector<std::string> published,
+                     exchange(own + kInboxMark + impl.inbox.address()));
+    for (std::string& text : published) {
+      const std::vector<std::string> parts = absl::StrSplit(text, absl::MaxSplits(kInboxMark, 1));
+      text = parts.front();
+      inboxes.push_back(parts.size() > 1 ? parts.back() : "");
+    }
+    return published;
+  };
+  ASSIGN_OR_RETURN(impl.context, ConnectGlooMesh(options, exchange_both));
   impl.rank = options.rank;
   impl.size = options.size;
   impl.peers.resize(options.size);
@@ -296,25 +420,31 @@ absl::StatusOr<std::unique_ptr<GlooMesh>> GlooMesh::Connect(const CommunicatorOp
     }
   }
   if (options.size > 1) impl.watcher = std::jthread([&impl] { impl.Watch(); });
+  if (impl.inbox) RETURN_IF_ERROR(impl.ShareMemory(inboxes));
   return mesh;
 }
 
 absl::Status GlooMesh::Exchange(const Operation& operation, std::span<const Segment> sends,
                                 std::span<const Segment> recvs) {
-  const int size = impl_->size;
+  return impl_->Exchange(operation, sends, recvs);
+}
+
+absl::Status GlooMesh::Impl::Exchange(const Operation& operation, std::span<const Segment> sends,
+                                      std::span<const Segment> recvs) {
   PACELINE_CHECK(std::ssize(sends) == size && std::ssize(recvs) == size);
   {
-    std::lock_guard lock(impl_->mutex);
-    RETURN_IF_ERROR(impl_->failure);
+    std::lock_guard lock(mutex);
+    RETURN_IF_ERROR(failure);
   }
-  absl::Status status = impl_->Post(operation, sends, recvs);
+  absl::Status status = Post(operation, sends, recvs);
+  if (status.ok()) status = WaitShared(operation);
   for (const Direction direction : {Direction::kRecv, Direction::kSend}) {
     for (int distance = 1; distance < size && status.ok(); ++distance) {
-      status = impl_->Wait(operation, (impl_->rank - distance + size) % size, direction);
+      status = Wait(operation, (rank - distance + size) % size, direction);
     }
   }
   if (status.ok()) return status;
-  return impl_->Fail(std::move(status));
+  return Fail(std::move(status));
 }
 
 absl::StatusOr<std::unique_ptr<Mesh>> GlooMesh::Split(const std::vector<int>&,

@@ -1,4 +1,5 @@
-// The Mesh over Gloo's TCP transport.
+// The Mesh over Gloo's TCP transport, and between ranks of one machine through shared memory
+// (shared_ring.h): there the connections only tell who is gone.
 //
 // What Gloo leaves open, and this class closes:
 //   - A rank that waits for one peer does not notice that another died. A watcher thread keeps
