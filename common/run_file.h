@@ -95,6 +95,7 @@ struct CheckpointSection {
 
 struct FailureSection {
   std::int64_t budget_ms = 5000;
+  std::int64_t snapshot_interval_steps = 10;  // of the state in memory; 0: none
   std::int64_t max_restarts = 100;  // after failures of workers; a lost node's do not count
   // 0: derived from the budget (common/timeouts.h).
   std::int64_t startup_ms = 0;

@@ -74,6 +74,8 @@ void AddPlacement(FieldList& fields, RunFile& run_file) {
   fields.Add("keep", &run_file.checkpoint.keep, IntegerRule{1, 1'000'000});
   fields.Section("failure");
   fields.Add("budget_ms", &run_file.failure.budget_ms, IntegerRule{100, 3'600'000});
+  fields.Add("snapshot_interval_steps", &run_file.failure.snapshot_interval_steps,
+             IntegerRule{0, kMaxSteps});
   fields.Add("max_restarts", &run_file.failure.max_restarts, IntegerRule{0, 1'000'000});
   fields.Add("startup_ms", &run_file.failure.startup_ms, IntegerRule{0, kMaxLimitMs});
   fields.Add("collective_ms", &run_file.failure.collective_ms, IntegerRule{0, kMaxLimitMs});

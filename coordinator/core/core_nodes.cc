@@ -52,6 +52,7 @@ void Core::Impl::OnRegister(SessionId session, const v1::RegisterNode& info) {
     // the run may end before the node is heard of again.
     Charge(id);
   }
+  for (const v1::GenerationGone& left : info.left_behind()) NoteHeld(id, left);
   GrantLease(id);
   TellWhereItStands(id);
   UpdateFree(id);
@@ -63,6 +64,7 @@ void Core::Impl::Join(NodeId id, const v1::RegisterNode& info) {
   v1::Fact joined;
   joined.mutable_node_joined()->set_node_id(id.value());
   *joined.mutable_node_joined()->mutable_node() = info;
+  joined.mutable_node_joined()->mutable_node()->clear_left_behind();
   Emit(std::move(joined));
   nodes_[id] = {.last_heartbeat_ms = state_.at_ms};
 }
@@ -148,7 +150,7 @@ void Core::Impl::NoteHeld(NodeId id, const v1::GenerationGone& gone) {
   for (const v1::HeldState& held : gone.held()) {
     const std::int32_t rank = held.rank();
     if (rank < 0 || rank >= run->plan.placements_size()) continue;
-    if (is_here(rank)) steps[rank] = held.step();
+    if (is_here(rank)) steps[rank].insert(held.step());
   }
 }
 

@@ -173,10 +173,10 @@ RestorePoint Core::Impl::RestoreOf(const Run& run, const Plan& plan) const {
   HeldSteps in_place;
   if (const auto held = held_.find(run.id());
       held != held_.end() && SameLayout(run.plan.layout(), plan.layout)) {
-    for (const auto& [rank, step] : held->second) {
+    for (const auto& [rank, steps] : held->second) {
       const v1::RankPlacement& now = plan.placements[static_cast<std::size_t>(rank)];
       const v1::RankPlacement& before = run.plan.placements(rank);
-      if (now.node_id() == before.node_id() && now.slot() == before.slot()) in_place[rank] = step;
+      if (now.node_id() == before.node_id() && now.slot() == before.slot()) in_place[rank] = steps;
     }
   }
   return RestoreFor(run, in_place);

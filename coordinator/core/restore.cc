@@ -22,19 +22,21 @@ RestorePoint RestoreFor(const Run& run, const HeldSteps& held) {
   const RestorePoint from_disk = {.step = run.CommittedStep()};
   const ParallelLayout layout = LayoutOf(run.file);
   std::set<std::int64_t, std::greater<>> steps;
-  for (const auto& [rank, step] : held) {
-    if (step > 0 && step >= run.CommittedStep() && step <= run.GrantedUntil()) steps.insert(step);
+  for (const auto& [rank, at] : held) {
+    for (const std::int64_t step : at) {
+      if (step > 0 && step >= run.CommittedStep() && step <= run.GrantedUntil()) steps.insert(step);
+    }
   }
   for (const std::int64_t step : steps) {
     std::map<std::pair<int, int>, std::vector<std::int32_t>> holders;
     for (const auto& [rank, at] : held) {
-      if (at == step) holders[PlaceOf(layout, rank)].push_back(rank);
+      if (at.contains(step)) holders[PlaceOf(layout, rank)].push_back(rank);
     }
     RestorePoint restore = {.live = true, .step = step};
     bool covered = true;
     for (std::int32_t rank = 0; rank < layout.world_size() && covered; ++rank) {
       const auto own = held.find(rank);
-      if (own != held.end() && own->second == step) continue;
+      if (own != held.end() && own->second.contains(step)) continue;
       const auto found = holders.find(PlaceOf(layout, rank));
       covered = found != holders.end();
       if (!covered) break;

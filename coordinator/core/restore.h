@@ -1,10 +1,11 @@
-// What a generation begins from: the state that surviving ranks hold in memory, where together they
-// hold all of one step, or the last committed checkpoint.
+// What a generation begins from: the state that is held in memory, by workers and in snapshots,
+// where together they hold all of one step, or the last committed checkpoint.
 // Threading: pure functions.
 #pragma once
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <vector>
 
 #include "coordinator/core/state.h"
@@ -12,8 +13,9 @@
 
 namespace paceline::core {
 
-// The step of the state that each rank of a run's last generation holds.
-using HeldSteps = std::map<std::int32_t, std::int64_t>;
+// The steps whose state is held for each rank of a run's last generation: by its worker, or in
+// snapshots on its node.
+using HeldSteps = std::map<std::int32_t, std::set<std::int64_t>>;
 
 struct RestorePoint {
   bool live = false;                         // false: the last committed checkpoint, or nothing
@@ -21,7 +23,7 @@ struct RestorePoint {
   std::vector<v1::StateTransfer> transfers;  // with `live`, by receiving rank
 };
 
-// `held`: of ranks that keep their process, slot and place in the run's layout. Ranks that differ
+// `held`: of ranks that keep their slot and their place in the run's layout. Ranks that differ
 // in their share of the batch alone hold the same state, but for sharded optimizers. The highest
 // step that is covered, if it lies not before the last committed one.
 RestorePoint RestoreFor(const Run& run, const HeldSteps& held);

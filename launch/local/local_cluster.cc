@@ -9,10 +9,12 @@
 #include <csignal>
 #include <filesystem>
 #include <optional>
+#include <system_error>
 #include <utility>
 
 #include "common/exit_code.h"
 #include "common/files.h"
+#include "common/snapshot_root.h"
 #include "common/status.h"
 
 namespace paceline {
@@ -118,7 +120,13 @@ struct LocalCluster::Impl {
 
 LocalCluster::LocalCluster(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
-LocalCluster::~LocalCluster() { Kill(); }
+// Agents that were killed could not clear away their snapshots.
+LocalCluster::~LocalCluster() {
+  Kill();
+  if (impl_->options.run_id.empty()) return;
+  std::error_code ignored;
+  std::filesystem::remove_all(DefaultSnapshotRoot() + "/" + impl_->options.run_id, ignored);
+}
 
 absl::StatusOr<std::unique_ptr<LocalCluster>> LocalCluster::Start(LocalClusterOptions options,
                                                                   milliseconds timeout) {

@@ -20,6 +20,7 @@ import urllib.request
 
 BIN = pathlib.Path(sys.argv[1]).resolve()
 SOURCE = pathlib.Path(sys.argv[2]).resolve()
+SNAPSHOTS = pathlib.Path(f"/dev/shm/paceline-{os.geteuid()}")
 DEADLINE_S = 120  # for anything that is waited for
 
 RUN_FILE = """
@@ -135,6 +136,8 @@ class Run:
         self.process.wait(DEADLINE_S)
         self.process.stdout.close()
         self.stderr.close()
+        if "folder" in self.__dict__:  # of a run that was killed as a whole
+            shutil.rmtree(SNAPSHOTS / self.folder.name, ignore_errors=True)
 
     @functools.cached_property
     def folder(self):
@@ -363,10 +366,34 @@ class EndToEndTest(unittest.TestCase):
         self.assert_nothing_left()
         self.assertEqual(losses(run.folder / "steps.jsonl"), losses(whole.folder / "steps.jsonl"))
 
+    def test_without_copies_the_run_goes_on_from_snapshots(self):
+        """Two stages of one copy each, and no checkpoint before the end."""
+        settings = ("--set", "train.steps=400", "--set", "launch.slots_per_node=1", "--set",
+                    "layout.pipeline=2", "--set", "checkpoint.interval_steps=0", "--set",
+                    "failure.budget_ms=1000", "--set", "failure.snapshot_interval_steps=5")
+        whole = self.run_to_end(*settings)
+        run = Run(self, *settings)
+        for step, program in ((55, "paceline-worker"), (155, "paceline-agent")):
+            run.wait_for_step(step)
+            generation = run.steps()[-1]["generation"]
+            os.kill(processes_of(self.folder, program)[0], signal.SIGKILL)
+            wait_until(lambda: run.process.poll() is not None or
+                       run.steps()[-1]["generation"] > generation, "the next generation")
+            # The last snapshot may not have been whole yet.
+            self.assertGreater(run.steps()[-1]["step"], step - 10, run.log())
+        self.assertTrue((SNAPSHOTS / run.folder.name).exists())
+        self.assertEqual(run.wait(), 0, run.log())
+        self.assert_nothing_left()
+        self.assertFalse((SNAPSHOTS / run.folder.name).exists())
+        self.assertEqual(losses(run.folder / "steps.jsonl"), losses(whole.folder / "steps.jsonl"))
+        summary = json.loads((run.folder / "summary.json").read_text())
+        self.assertEqual((summary["generations"], summary["recoveries"]), (3, 2))
+        self.assertLessEqual(summary["lost_steps"], 2 * 10)
+
     def test_a_run_that_keeps_nothing_gives_up(self):
         # With a sharded optimizer a dead rank takes part of the state along.
         run = Run(self, "--set", "train.steps=100000", "--set", "checkpoint.interval_steps=0",
-                  "--set", "layout.zero=1")
+                  "--set", "layout.zero=1", "--set", "failure.snapshot_interval_steps=0")
         for generation in range(1, 4):
             wait_until(lambda: any(line["generation"] == generation for line in run.steps()),
                        f"generation {generation}")

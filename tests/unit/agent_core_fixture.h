@@ -38,7 +38,7 @@ std::vector<Action> Of(const std::vector<AgentAction>& actions) {
 
 class AgentCoreTest : public ::testing::Test {
  protected:
-  AgentCoreTest() : core_("node-0", 2, 77) { now_.steady = SteadyTime(1h); }
+  AgentCoreTest() : core_("node-0", 2, 77, "/snapshots", {}) { now_.steady = SteadyTime(1h); }
 
   std::vector<AgentAction> Handle(const AgentEvent& event) { return core_.Handle(event, now_); }
   std::vector<AgentAction> Advance(std::chrono::milliseconds time) {

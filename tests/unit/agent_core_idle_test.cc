@@ -99,6 +99,40 @@ TEST_F(AgentCoreTest, AnIdleWorkerThatDiesTakesItsStateAlong) {
   EXPECT_EQ(gone[0].gone().held(0).rank(), 0);
 }
 
+// Its snapshot outlives the worker, and the agent tells of it.
+TEST_F(AgentCoreTest, ADeadWorkersSnapshotsAreHeld) {
+  Run();
+  v1::WorkerMessage message;
+  *message.mutable_snapshot()->mutable_key() = Key(1);
+  message.mutable_snapshot()->set_rank(1);
+  message.mutable_snapshot()->set_step(20);
+  Says(1, Ready(1, 1));
+  Says(1, message);
+  Ends(1, {.signal = SIGKILL});
+  Told(End(1));
+  const auto gone = TellsOf(Says(0, Left(1, 0)), v1::AgentMessage::kGone);
+  ASSERT_EQ(gone.size(), 1u);
+  ASSERT_EQ(gone[0].gone().held_size(), 1);
+  EXPECT_EQ(gone[0].gone().held(0).rank(), 1);
+  EXPECT_EQ(gone[0].gone().held(0).step(), 20);
+}
+
+TEST_F(AgentCoreTest, SnapshotsGoWhenTheAgentIsReleased) {
+  Run();
+  v1::WorkerMessage message;
+  *message.mutable_snapshot()->mutable_key() = Key(1);
+  message.mutable_snapshot()->set_step(20);
+  Says(0, message);
+  Told(End(1));
+  Ends(0, {.exit_code = 0});
+  EXPECT_TRUE(Of<RemoveSnapshots>(Ends(1, {.exit_code = 0})).empty()) << "the run may go on";
+  v1::CoordinatorMessage release;
+  release.mutable_release()->set_reason("the run has ended");
+  const auto actions = Told(release);
+  ASSERT_EQ(Of<RemoveSnapshots>(actions).size(), 1u);
+  EXPECT_EQ(Of<RemoveSnapshots>(actions)[0].run_id, "run");
+}
+
 // The end of the generation may come between a survivor's two words.
 TEST_F(AgentCoreTest, ASurvivorIsNotToldToGoThoughItHasYetToLeave) {
   Run();

@@ -106,7 +106,9 @@ TEST(StateTest, ACrashBetweenAnyTwoFactsLeavesAWayOn) {
     for (const auto& [id, node] : core.state().nodes) EXPECT_FALSE(node.alive);
     for (const auto& [id, run] : core.state().runs) {
       EXPECT_FALSE(run.generation_open);
-      if (run.ended()) EXPECT_TRUE(run.windows.empty());
+      if (run.ended()) {
+        EXPECT_TRUE(run.windows.empty());
+      }
     }
   }
 }

@@ -9,6 +9,7 @@
 #include <deque>
 #include <future>
 #include <mutex>
+#include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -22,6 +23,7 @@
 #include "worker/agent/mailbox.h"
 #include "worker/agent/record_writer.h"
 #include "worker/agent/session_client.h"
+#include "worker/agent/snapshot_folder.h"
 #include "worker/agent/socket_folder.h"
 #include "worker/agent/worker_server.h"
 #include "worker/telemetry/agent_metrics.h"
@@ -89,7 +91,8 @@ struct Agent::Impl {
       : options(std::move(given)),
         incarnation(incarnation_ms),
         socket(std::move(folder)),
-        core(options.name, options.slots, incarnation_ms),
+        core(options.name, options.slots, incarnation_ms, options.snapshot_root,
+             FindSnapshots(options.snapshot_root, options.run_id, options.name)),
         records(kRecordsMax,
                 [mails = mailbox](std::uint64_t number, absl::Status status) {
                   if (!status.ok()) {
@@ -120,6 +123,7 @@ struct Agent::Impl {
   void Do(const TellWorker& action) { server->Send(action.slot, action.command); }
   void Do(const KillWorker& action);
   void Do(const AppendRecord& action);
+  void Do(const RemoveSnapshots& action);
   void Do(const EndAgent& action) { end = action; }
   std::unique_ptr<Process>& ProcessIn(int slot) {
     return processes[static_cast<std::size_t>(slot)];
@@ -145,6 +149,7 @@ struct Agent::Impl {
   std::optional<SteadyTime> job_ended_at;
   std::deque<AgentEvent> follow_ups;  // what actions led to at once
   std::optional<EndAgent> end;
+  std::vector<std::jthread> removals;  // of snapshots: gigabytes of memory take their time
 };
 
 absl::Status Agent::Impl::Start() {
@@ -183,6 +188,7 @@ void Agent::Impl::Connect() {
   node.set_metrics_address(http->address());
   node.set_protocol_version(kWorkerProtocolVersion);
   node.set_run_id(options.run_id);
+  for (v1::GenerationGone& left : core.LeftBehind()) *node.add_left_behind() = std::move(left);
   link = std::make_unique<CoordinatorLink>(CoordinatorLinkOptions{
       .address = options.coordinator,
       .coordinator_file = options.coordinator_file,
@@ -392,6 +398,12 @@ void Agent::Impl::Do(const AppendRecord& action) {
   follow_ups.push_back(RecordWritten{0, std::move(status)});
 }
 
+void Agent::Impl::Do(const RemoveSnapshots& action) {
+  removals.emplace_back([root = options.snapshot_root, run = action.run_id, node = options.name] {
+    RemoveSnapshotFolder(root, run, node);
+  });
+}
+
 // An agent that is not released when its MPI job has ended has lost its coordinator for good.
 void Agent::Impl::EndWithJob() {
   if (job == nullptr || !job->exit().has_value()) return;
@@ -426,6 +438,13 @@ Agent::~Agent() = default;
 
 absl::StatusOr<std::unique_ptr<Agent>> Agent::Create(AgentOptions options) {
   RETURN_IF_ERROR(Check(options));
+  if (options.adopt_from != 0) options.snapshot_root.clear();  // its workers live once
+  if (!options.snapshot_root.empty()) {
+    if (const absl::Status own = PrepareSnapshotRoot(options.snapshot_root); !own.ok()) {
+      spdlog::warn("no snapshots are taken: {}", own.ToString());
+      options.snapshot_root.clear();
+    }
+  }
   ASSIGN_OR_RETURN(SocketFolder folder, SocketFolder::Make(options.state_dir, options.name));
   auto impl = std::make_unique<Impl>(std::move(options), std::move(folder),
                                      static_cast<std::uint64_t>(ReadClock().wall_ms));

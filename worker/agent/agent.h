@@ -31,6 +31,9 @@ struct AgentOptions {
   std::string run_id;     // serves this run alone; empty: any
   std::string state_dir;  // the socket's folder is made in it; empty: in the system's temporary one
   std::string metrics_listen = "127.0.0.1:0";
+  // Snapshots are kept in a folder of it for each run and node, in memory that outlives this
+  // process; empty: none are taken.
+  std::string snapshot_root;
   std::string worker;    // the worker program
   pid_t adopt_from = 0;  // adopt the workers of the MPI job that this process, of this node, is in
   std::string version;   // of this release

@@ -33,11 +33,14 @@ v1::WorkerCommand ExitCommand() {
 
 }  // namespace
 
-AgentCore::AgentCore(std::string node_name, int slots, std::uint64_t incarnation)
+AgentCore::AgentCore(std::string node_name, int slots, std::uint64_t incarnation,
+                     std::string snapshot_root, const std::vector<FoundSnapshot>& found)
     : node_name_(std::move(node_name)),
       incarnation_(incarnation),
+      snapshot_root_(std::move(snapshot_root)),
       timeouts_(TimeoutsFor(kDefaultBudgetMs)),
       heartbeat_interval_(timeouts_.heartbeat),
+      snapshots_(found),
       slots_(static_cast<std::size_t>(slots)) {}
 
 std::vector<AgentAction> AgentCore::Handle(const AgentEvent& event, Now now) {
@@ -151,6 +154,7 @@ void AgentCore::OnStart(const v1::StartGeneration& start) {
   }
   for (const Key& other : older) BeginEnd(other, "a newer generation of the run has begun");
   outbox_.OnStarted(start.key());
+  snapshots_.OnStart(start);
 
   Generation generation;
   generation.start = start;
@@ -230,8 +234,10 @@ void AgentCore::On(const CoordinatorLost& event) {
   const std::string reason(event.reason.message());
   if (ending_.has_value()) return;
   if (code == absl::StatusCode::kFailedPrecondition) {
-    return EndWorkers(ExitCode::kRetry, "the coordinator refused this agent: " + reason,
-                      /*at_once=*/true);
+    EndWorkers(ExitCode::kRetry, "the coordinator refused this agent: " + reason,
+               /*at_once=*/true);
+    replaced_ = true;
+    return;
   }
   // Before the first registration these are the operator's mistakes, and retrying would hide
   // them. Later they may be a coordinator that is just being replaced.
@@ -288,6 +294,7 @@ void AgentCore::Begin(const Key& key, Generation& generation) {
     ++counters_.worker_starts;
     Do(spawn);
   }
+  RemoveUnusedSnapshots();
 }
 
 // The mean of the generation's steps on this node so far: a rank may compute as long before it
@@ -361,7 +368,24 @@ void AgentCore::EndWorkers(ExitCode code, const std::string& reason, bool at_onc
 void AgentCore::EndIfIdle() {
   const bool idle = std::none_of(slots_.begin(), slots_.end(),
                                  [](const auto& worker) { return worker.has_value(); });
-  if (ending_.has_value() && idle && held_.empty()) Do(*ending_);
+  if (!ending_.has_value() || !idle || !held_.empty()) return;
+  // They are the next agent's, where there is one.
+  if (!replaced_) RemoveUnusedSnapshots();
+  Do(*ending_);
+}
+
+void AgentCore::RemoveUnusedSnapshots() {
+  for (const v1::GenerationGone& held : snapshots_.AllHeld()) {
+    const std::string& run_id = held.key().run_id();
+    const bool trains = std::any_of(generations_.begin(), generations_.end(),
+                                    [&](const auto& entry) { return entry.first.first == run_id; });
+    const bool waits = std::any_of(slots_.begin(), slots_.end(), [&](const auto& worker) {
+      return worker.has_value() && worker->key.first == run_id;
+    });
+    if (trains || waits) continue;
+    snapshots_.Forget(run_id);
+    Do(RemoveSnapshots{run_id});
+  }
 }
 
 void AgentCore::On(const ShutdownAsked& event) {
@@ -435,7 +459,7 @@ void AgentCore::TellHeld() {
 
 void AgentCore::Record(const Generation& generation, const char* file, std::int64_t step,
                        std::string line) {
-  const bool again = generation.start.live() && step == generation.start.start_step();
+  const bool again = generation.start.live() && step <= generation.start.start_step();
   Do(AppendRecord{generation.start.run_dir() + "/" + file, std::move(line), ++records_appended_,
                   again ? step : 0});
 }
@@ -447,7 +471,7 @@ void AgentCore::On(const RecordWritten& event) {
 
 void AgentCore::TellGone(const v1::GenerationKey& key) {
   v1::AgentMessage message;
-  *message.mutable_gone()->mutable_key() = key;
+  *message.mutable_gone() = snapshots_.Held(key);
   for (const auto& worker : slots_) {
     if (!worker.has_value() || !worker->idle_until.has_value() || worker->held_step == 0 ||
         worker->key != Key{key.run_id(), key.generation()}) {

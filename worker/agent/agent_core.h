@@ -32,6 +32,7 @@
 #include "paceline/v1/agent.pb.h"
 #include "paceline/v1/coordinator.pb.h"
 #include "worker/agent/outbox.h"
+#include "worker/agent/snapshot_ledger.h"
 #include "worker/telemetry/agent_view.h"
 
 namespace paceline {
@@ -107,20 +108,29 @@ struct AppendRecord {
   std::uint64_t number = 0;      // counts from 1
   std::int64_t unless_step = 0;  // above 0: the file may have it already (RecordWriter::Append)
 };
+// The run's snapshots on this node are of no use any more.
+struct RemoveSnapshots {
+  std::string run_id;
+};
 struct EndAgent {
   ExitCode code = ExitCode::kDone;
   std::string reason;
 };
 using AgentAction = std::variant<TellCoordinator, DropCoordinator, SpawnWorker, TellWorker,
-                                 KillWorker, AppendRecord, EndAgent>;
+                                 KillWorker, AppendRecord, RemoveSnapshots, EndAgent>;
 
 class AgentCore {
  public:
-  AgentCore(std::string node_name, int slots, std::uint64_t incarnation);
+  // `snapshot_root`: see AgentOptions. `found`: what a former agent of the node has left there.
+  AgentCore(std::string node_name, int slots, std::uint64_t incarnation, std::string snapshot_root,
+            const std::vector<FoundSnapshot>& found);
 
   std::vector<AgentAction> Handle(const AgentEvent& event, Now now);
   // When a Timer event is due at the latest.
   SteadyTime NextDeadline() const;
+
+  // What a former agent has left, to be registered with.
+  std::vector<v1::GenerationGone> LeftBehind() const { return snapshots_.AllHeld(); }
 
   // For /metrics.
   AgentView View() const;
@@ -148,6 +158,7 @@ class AgentCore {
     std::string log_path;
     std::uint64_t session = 0;  // 0: not connected yet
     bool session_open = false;
+    bool ready = false;  // its state is there
     bool finished = false;
     bool left = false;  // its generation, and lives
     std::int64_t held_step = 0;
@@ -182,6 +193,7 @@ class AgentCore {
   void OnEnd(const v1::EndGeneration& end);
 
   void OnHello(int slot, std::uint64_t session, const v1::WorkerHello& hello);
+  void OnStep(const Worker& worker, Generation& generation, const v1::StepRecord& step);
   void OnProgress(const Worker& worker, Generation& generation, const v1::RankProgress& progress);
   void OnWindowRequest(Generation& generation, const v1::WindowRequest& request);
   void OnFailed(Worker& worker, v1::RankFailed failed, std::vector<std::string> stderr_tail);
@@ -189,6 +201,8 @@ class AgentCore {
   void BecomeIdle(int slot);
   void EndIdle(int slot);
   void Relay(Worker& worker, const v1::WorkerMessage& said);
+  // Those of runs that have neither a generation nor a worker here.
+  void RemoveUnusedSnapshots();
 
   absl::Status CheckStart(const v1::StartGeneration& start) const;
   void StartWaiting();
@@ -207,7 +221,7 @@ class AgentCore {
   void Heartbeat(bool newest_only);
   void TellGone(const v1::GenerationKey& key);
   void TellFailed(const Key& key, std::int32_t rank, const absl::Status& status);
-  // The record that a generation's live state brings along may have been written before.
+  // The records that a generation's live state brings along may have been written before.
   void Record(const Generation& generation, const char* file, std::int64_t step, std::string line);
   void Tell(v1::AgentMessage message);  // through the outbox
   // Tells at once, or when the records appended so far are written. A `repeat` needs no heartbeat
@@ -233,6 +247,7 @@ class AgentCore {
 
   const std::string node_name_;
   const std::uint64_t incarnation_;
+  const std::string snapshot_root_;
 
   Now now_;  // of the event being handled
   std::vector<AgentAction> actions_;
@@ -250,9 +265,11 @@ class AgentCore {
   std::deque<Held> held_;  // empty while there is no coordinator: the outbox has them
 
   std::map<Key, Generation> generations_;
+  SnapshotLedger snapshots_;
   std::map<std::string, std::uint64_t> ended_;  // the newest ended generation of a run
   std::vector<std::optional<Worker>> slots_;
   std::optional<EndAgent> ending_;
+  bool replaced_ = false;  // by another agent of this node, and ending for that
   AgentCounters counters_;
 };
 

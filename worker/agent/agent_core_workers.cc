@@ -5,6 +5,7 @@
 #include "worker/agent/agent_core.h"
 #include "worker/agent/records.h"
 #include "worker/agent/session_client.h"
+#include "worker/agent/snapshot_folder.h"
 
 namespace paceline {
 namespace {
@@ -30,6 +31,8 @@ const v1::GenerationKey* KeyOf(const v1::WorkerMessage& message) {
       return &message.failed().key();
     case v1::WorkerMessage::kLeft:
       return &message.left().key();
+    case v1::WorkerMessage::kSnapshot:
+      return &message.snapshot().key();
     default:
       return nullptr;
   }
@@ -78,17 +81,8 @@ void AgentCore::On(const WorkerSaid& event) {
   switch (event.message.body_case()) {
     case v1::WorkerMessage::kProgress:
       return OnProgress(*worker, *generation, event.message.progress());
-    case v1::WorkerMessage::kStep: {
-      if (worker->rank != 0) return;
-      // start_tokens holds the steps up to start_step.
-      if (event.message.step().step() > generation->start.start_step()) {
-        generation->tokens += event.message.step().tokens();
-      }
-      generation->ranks[0].key = generation->start.key();
-      generation->ranks[0].step = event.message.step();
-      return Record(*generation, "steps.jsonl", event.message.step().step(),
-                    StepLine(event.message.step(), generation->tokens, worker->key.second));
-    }
+    case v1::WorkerMessage::kStep:
+      return OnStep(*worker, *generation, event.message.step());
     case v1::WorkerMessage::kEval:
       if (worker->rank != 0) return;
       generation->ranks[0].key = generation->start.key();
@@ -97,11 +91,26 @@ void AgentCore::On(const WorkerSaid& event) {
                     EvalLine(event.message.eval(), worker->key.second));
     case v1::WorkerMessage::kWindowRequest:
       return OnWindowRequest(*generation, event.message.window_request());
+    case v1::WorkerMessage::kSnapshot:
+      return snapshots_.OnTaken(event.message.snapshot().key(), worker->rank,
+                                event.message.snapshot().step());
     case v1::WorkerMessage::kFailed:
       return OnFailed(*worker, event.message.failed(), event.stderr_tail);
     default:
       return Relay(*worker, event.message);
   }
+}
+
+void AgentCore::OnStep(const Worker& worker, Generation& generation, const v1::StepRecord& step) {
+  if (worker.rank != 0) return;
+  // start_tokens holds the steps up to start_step, of which some may be told again.
+  const std::int64_t behind = generation.start.start_step() - step.step();
+  if (behind < 0) generation.tokens += step.tokens();
+  const std::int64_t tokens = generation.tokens - std::max<std::int64_t>(behind, 0) * step.tokens();
+  RankView& view = generation.ranks[0];
+  view.key = generation.start.key();
+  if (!view.step.has_value() || step.step() > view.step->step()) view.step = step;
+  Record(generation, "steps.jsonl", step.step(), StepLine(step, tokens, worker.key.second));
 }
 
 void AgentCore::OnHello(int slot, std::uint64_t session, const v1::WorkerHello& hello) {
@@ -138,6 +147,10 @@ void AgentCore::TellStart(int slot, const Generation& generation) {
   *rank_start.mutable_windows() = start.windows();
   rank_start.set_corpus_digest(start.corpus_digest());
   rank_start.set_log_path(worker.log_path);
+  if (!snapshot_root_.empty()) {
+    rank_start.set_snapshot_folder(
+        SnapshotFolder(snapshot_root_, start.key().run_id(), node_name_));
+  }
   rank_start.set_live(start.live());
   *rank_start.mutable_transfers() = start.transfers();
   Do(TellWorker{slot, std::move(command)});
@@ -183,6 +196,7 @@ void AgentCore::Relay(Worker& worker, const v1::WorkerMessage& said) {
   v1::AgentMessage message;
   switch (said.body_case()) {
     case v1::WorkerMessage::kReady:
+      worker.ready = true;
       *message.mutable_ready() = said.ready();
       break;
     case v1::WorkerMessage::kCheckpointPart:
@@ -306,6 +320,8 @@ void AgentCore::SettleIfEnded(int slot) {
 }
 
 void AgentCore::TellFailure(Worker& worker) {
+  // It may have been the state that it was to begin from.
+  if (!worker.ready) snapshots_.Distrust(generations_.at(worker.key).start.key(), worker.rank);
   v1::RankFailed failed = worker.failure.value_or(v1::RankFailed());
   if (!worker.failure.has_value()) {
     *failed.mutable_key() = generations_.at(worker.key).start.key();

@@ -9,6 +9,7 @@
 
 #include "common/logging.h"
 #include "common/process.h"
+#include "common/snapshot_root.h"
 #include "worker/agent/agent.h"
 
 namespace {
@@ -55,6 +56,7 @@ int main(int argc, char** argv) {
   paceline::AgentOptions options;
   options.worker = paceline::ProgramFolder() + "/paceline-worker";
   options.version = PACELINE_VERSION;
+  options.snapshot_root = paceline::DefaultSnapshotRoot();
   paceline::LogOptions log{.program = "paceline-agent", .background = true};
 
   CLI::App app("Starts and watches the ranks of one node, and speaks to the coordinator for them.");
@@ -67,6 +69,9 @@ int main(int argc, char** argv) {
   app.add_option("--run-id", options.run_id, "Serve this run alone");
   app.add_option("--state-dir", options.state_dir,
                  "Folder for the workers' socket (default: a new one in the temporary folder)");
+  app.add_option("--snapshot-dir", options.snapshot_root,
+                 "Folder in shared memory for snapshots of the ranks' state (\"\": take none)")
+      ->capture_default_str();
   app.add_option("--metrics-listen", options.metrics_listen, "HOST:PORT of /metrics")
       ->capture_default_str();
   app.add_option("--worker", options.worker, "The worker program")->capture_default_str();

@@ -79,6 +79,27 @@ const RankMetric kRankMetrics[] = {
     {"paceline_rank_checkpoint_stall_seconds_total",
      "Time that training stood still for checkpoints.", MetricType::Counter,
      [](const RankView& rank) { return rank.progress.checkpoint_stall_seconds(); }},
+    {"paceline_rank_last_checkpoint_timestamp_seconds",
+     "Unix time at which the rank's last checkpoint part was durable.", MetricType::Gauge,
+     [](const RankView& rank) {
+       return static_cast<double>(rank.progress.checkpoint_at_ms()) * 1e-3;
+     },
+     [](const RankView& rank) { return rank.progress.checkpoint_at_ms() > 0; }},
+    {"paceline_rank_snapshots_total", "Snapshots of the state taken in memory.",
+     MetricType::Counter,
+     [](const RankView& rank) { return static_cast<double>(rank.progress.snapshots()); }},
+    {"paceline_rank_snapshots_skipped_total",
+     "Snapshots left out because the one before was still being digested.", MetricType::Counter,
+     [](const RankView& rank) { return static_cast<double>(rank.progress.snapshots_skipped()); }},
+    {"paceline_rank_snapshot_stall_seconds_total", "Time that training stood still for snapshots.",
+     MetricType::Counter,
+     [](const RankView& rank) { return rank.progress.snapshot_stall_seconds(); }},
+    {"paceline_rank_last_snapshot_timestamp_seconds", "Unix time of the rank's last snapshot.",
+     MetricType::Gauge,
+     [](const RankView& rank) {
+       return static_cast<double>(rank.progress.snapshot_at_ms()) * 1e-3;
+     },
+     [](const RankView& rank) { return rank.progress.snapshot_at_ms() > 0; }},
     {"paceline_rank_operations_entered_total", "Collective operations begun.", MetricType::Counter,
      [](const RankView& rank) { return static_cast<double>(rank.progress.operations_entered()); }},
     {"paceline_rank_operations_left_total", "Collective operations ended.", MetricType::Counter,

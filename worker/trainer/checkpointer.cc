@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/clock.h"
 #include "spdlog/spdlog.h"
 
 namespace paceline {
@@ -65,6 +66,7 @@ void Checkpointer::OnDone(const absl::StatusOr<WrittenPart>& part, std::int64_t 
     if (part.ok()) {
       totals_.write_seconds += part->write_seconds;
       totals_.bytes += part->bytes;
+      totals_.last_at_ms = ReadClock().wall_ms;
     }
   }
   if (!part.ok()) return ReportFailure(part.status(), step);

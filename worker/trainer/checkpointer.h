@@ -23,6 +23,7 @@ class Checkpointer {
     double stall_seconds = 0;  // that the step thread stood still
     double write_seconds = 0;
     std::int64_t bytes = 0;
+    std::int64_t last_at_ms = 0;  // Unix time
   };
 
   // `folder`: the run's checkpoint folder, absolute.

@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cmath>
 #include <limits>
@@ -123,69 +122,68 @@ absl::Status Trainer::TakeUp(std::optional<LiveState> held) {
       start_.transfers().begin(), start_.transfers().end(),
       [this](const v1::StateTransfer& transfer) { return transfer.to() == start_.rank(); });
   if (receives) return absl::OkStatus();
-  if (!held.has_value() || held->record.step() != step_) {
-    return absl::UnknownError(absl::StrCat(
-        "rank ", start_.rank(), " does not hold the state of step ", step_, " in memory any more"));
+  if (held.has_value() && held->step == step_) {
+    RETURN_IF_ERROR(PutLiveState(*std::move(held), *model_, moments_, history_));
+  } else {
+    const absl::Status read =
+        ReadSnapshot(start_.snapshot_folder(), start_.key().run_id(), start_.rank(), step_,
+                     StateArrays(*model_, moments_, history_));
+    if (!read.ok()) {
+      return absl::UnknownError(absl::StrCat("rank ", start_.rank(),
+                                             " does not hold the state of step ", step_,
+                                             " any more: ", std::string(read.message())));
+    }
   }
-  record_ = held->record;
-  RETURN_IF_ERROR(PutLiveState(*std::move(held), *model_, moments_));
   whole_ = true;
   return absl::OkStatus();
 }
 
+// A state that was read from a checkpoint can be read again.
 std::optional<LiveState> Trainer::TakeState() {
-  if (!whole_ || record_.step() != step_ || step_ == 0) return std::nullopt;
+  if (!whole_ || history_.Find(step_) == nullptr) return std::nullopt;
   whole_ = false;
-  return TakeLiveState(record_, *model_, std::move(moments_));
+  return TakeLiveState(step_, history_, *model_, std::move(moments_));
 }
 
 absl::Status Trainer::ShareState() {
-  std::vector<std::span<float>> arrays = StateArrays(*model_, moments_);
-  std::array<double, 3> values = {record_.loss(), record_.grad_norm(), record_.step_seconds()};
+  const std::vector<std::span<std::byte>> arrays = StateArrays(*model_, moments_, history_);
   Communicator& world = groups_->world();
   for (const v1::StateTransfer& transfer : start_.transfers()) {
-    if (transfer.from() == start_.rank()) {
-      world.Send(communication_, "state", values.data(), values.size(), DataType::kFloat64,
-                 transfer.to());
-      for (const std::span<float> array : arrays) {
-        world.Send(communication_, "state", array.data(), array.size(), DataType::kFloat32,
+    for (const std::span<std::byte> array : arrays) {
+      if (transfer.from() == start_.rank()) {
+        world.Send(communication_, "state", array.data(), array.size(), DataType::kUint8,
                    transfer.to());
-      }
-    } else if (transfer.to() == start_.rank()) {
-      world.Recv(communication_, "state", values.data(), values.size(), DataType::kFloat64,
-                 transfer.from());
-      for (const std::span<float> array : arrays) {
-        world.Recv(communication_, "state", array.data(), array.size(), DataType::kFloat32,
+      } else if (transfer.to() == start_.rank()) {
+        world.Recv(communication_, "state", array.data(), array.size(), DataType::kUint8,
                    transfer.from());
       }
     }
   }
   RETURN_IF_ERROR(communication_.Synchronize());
-  record_ = RecordOf(step_, values[0], values[1], values[2]);
   whole_ = true;
-  // The ranks that completed the step may have been stopped before what follows it.
-  if (start_.rank() == 0) Send(record_);
+  // What the agent of rank 0 had not written when it died is told again, and then the ranks that
+  // completed the step may have been stopped before what follows it.
+  if (start_.rank() == 0) {
+    for (std::int64_t step = step_ - StepHistory::kSteps + 1; step <= step_; ++step)
+      SendRecord(step);
+  }
   RETURN_IF_ERROR(EvaluateIfDue());
   const bool committed = start_.windows().empty() || start_.windows(0).first_step() >= step_;
   if (!committed) CheckpointIfDue();
   return absl::OkStatus();
 }
 
-v1::StepRecord Trainer::RecordOf(std::int64_t step, double loss, double grad_norm,
-                                 double seconds) const {
-  v1::StepRecord record;
+void Trainer::SendRecord(std::int64_t step) {
+  const StepHistory::Entry* entry = history_.Find(step);
+  if (entry == nullptr) return;
+  v1::WorkerMessage message;
+  v1::StepRecord& record = *message.mutable_step();
   record.set_step(step);
-  record.set_loss(loss);
-  record.set_grad_norm(grad_norm);
+  record.set_loss(entry->loss);
+  record.set_grad_norm(entry->grad_norm);
   record.set_learning_rate(LearningRate(run_file_.train, step));
   record.set_tokens(step_tokens_);
-  record.set_step_seconds(seconds);
-  return record;
-}
-
-void Trainer::Send(const v1::StepRecord& record) {
-  v1::WorkerMessage message;
-  *message.mutable_step() = record;
+  record.set_step_seconds(entry->step_seconds);
   send_(std::move(message));
 }
 
@@ -232,6 +230,7 @@ absl::Status Trainer::Run(ParallelGroups& groups) {
                                                groups, compute_, communication_);
   checkpointer_ =
       std::make_unique<Checkpointer>(start_.rank(), start_.key(), run_file_.checkpoint.dir, send_);
+  TakesSnapshots();
   const absl::Status trained = TrainSteps();
   if (!trained.ok()) {
     // An abort's reason explains more than the collective error that it caused.
@@ -268,6 +267,7 @@ absl::Status Trainer::TrainSteps() {
     RETURN_IF_ERROR(WaitForWindow());
     phase_ = v1::RANK_PHASE_STEP;
     RETURN_IF_ERROR(Step());
+    SnapshotIfDue();
     RETURN_IF_ERROR(EvaluateIfDue());
     CheckpointIfDue();
     PublishProgress();
@@ -404,8 +404,8 @@ absl::Status Trainer::Step() {
   totals_.set_compute_seconds(totals_.compute_seconds() + seconds - exposed - data_wait -
                               pipeline_wait);
   totals_.set_tokens((step_ - start_.start_step()) * step_tokens_ / layout_.world_size());
-  record_ = RecordOf(step_, loss, grad_norm, seconds);
-  if (start_.rank() == 0) Send(record_);
+  history_.Add({.step = step_, .loss = loss, .grad_norm = grad_norm, .step_seconds = seconds});
+  if (start_.rank() == 0) SendRecord(step_);
   return absl::OkStatus();
 }
 
@@ -512,8 +512,31 @@ void Trainer::CheckpointIfDue() {
   checkpointer_->Write(position, reason, slices);
 }
 
+void Trainer::TakesSnapshots() {
+  const std::string& folder = start_.snapshot_folder();
+  if (folder.empty() || run_file_.failure.snapshot_interval_steps == 0) return;
+  state_arrays_ = StateArrays(*model_, moments_, history_);
+  snapshots_ =
+      std::make_unique<Snapshots>(folder, start_.key(), start_.rank(), step_, state_arrays_, send_);
+}
+
+// The last step's is of no use: its checkpoint follows at once.
+void Trainer::SnapshotIfDue() {
+  if (snapshots_ == nullptr || finished()) return;
+  if (step_ % run_file_.failure.snapshot_interval_steps != 0) return;
+  snapshots_->Take(step_);
+}
+
 void Trainer::PublishProgress() {
+  if (snapshots_ != nullptr) {
+    const Snapshots::Totals snapshots = snapshots_->totals();
+    totals_.set_snapshots(snapshots.taken);
+    totals_.set_snapshots_skipped(snapshots.skipped);
+    totals_.set_snapshot_stall_seconds(snapshots.stall_seconds);
+    totals_.set_snapshot_at_ms(snapshots.last_at_ms);
+  }
   const Checkpointer::Totals checkpoints = checkpointer_->totals();
+  totals_.set_checkpoint_at_ms(checkpoints.last_at_ms);
   totals_.set_checkpoint_stall_seconds(checkpoints.stall_seconds);
   totals_.set_checkpoint_write_seconds(checkpoints.write_seconds);
   totals_.set_checkpoint_bytes(checkpoints.bytes);

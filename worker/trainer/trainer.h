@@ -16,6 +16,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -32,6 +33,7 @@
 #include "worker/trainer/generation_control.h"
 #include "worker/trainer/gradient_reducer.h"
 #include "worker/trainer/pipeline_executor.h"
+#include "worker/trainer/snapshots.h"
 #include "worker/trainer/training_state.h"
 
 namespace paceline {
@@ -79,8 +81,8 @@ class Trainer {
   // Ranks that lack the state get it from those that hold it; then what was due at its step.
   absl::Status ShareState();
   absl::Status TrainSteps();
-  v1::StepRecord RecordOf(std::int64_t step, double loss, double grad_norm, double seconds) const;
-  void Send(const v1::StepRecord& record);
+  // Tells the agent, where the step's record is known.
+  void SendRecord(std::int64_t step);
   void LeaveGroups(const absl::Status& reason);
   absl::Status WaitForWindow();
   absl::Status Step();
@@ -93,6 +95,8 @@ class Trainer {
   absl::Status Update(double grad_norm);
   void NoteExpertLoads();
   absl::Status EvaluateIfDue();
+  void TakesSnapshots();
+  void SnapshotIfDue();
   void CheckpointIfDue();
   absl::StatusOr<MicroBatch> LoadMicroBatch(std::int64_t index);
   bool finished() const { return step_ == run_file_.train.steps || stop_agreed_; }
@@ -121,10 +125,12 @@ class Trainer {
   std::unique_ptr<PipelineExecutor> executor_;
   std::unique_ptr<GradientReducer> reducer_;
   std::unique_ptr<Checkpointer> checkpointer_;
+  std::vector<std::span<std::byte>> state_arrays_;  // of model_, moments_ and history_
+  std::unique_ptr<Snapshots> snapshots_;            // null: none are taken
 
   std::int64_t step_ = 0;  // completed
   bool whole_ = false;     // the state is that of step_
-  v1::StepRecord record_;  // of step_, where it was completed or shared here
+  StepHistory history_;
   std::int64_t asked_until_ = 0;
   bool stop_agreed_ = false;
   // Summed over ranks at the end of a step, all of it exact in float64: the loss (a sum of

@@ -98,8 +98,9 @@ std::span<float> OptimizerMoments::Of(std::vector<float>& values, std::size_t ra
   return std::span(values).subspan(begin_[range], static_cast<std::size_t>(ranges_[range].count));
 }
 
-LiveState TakeLiveState(const v1::StepRecord& record, Model& model, OptimizerMoments moments) {
-  LiveState state = {.record = record, .moments = std::move(moments)};
+LiveState TakeLiveState(std::int64_t step, const StepHistory& history, Model& model,
+                        OptimizerMoments moments) {
+  LiveState state = {.step = step, .history = history, .moments = std::move(moments)};
   state.weights.assign(model.weights().begin(), model.weights().end());
   for (const StateBuffer& buffer : model.state_buffers()) {
     state.state_buffers.emplace_back(buffer.data, buffer.data + Elements(buffer.shape));
@@ -107,7 +108,8 @@ LiveState TakeLiveState(const v1::StepRecord& record, Model& model, OptimizerMom
   return state;
 }
 
-absl::Status PutLiveState(LiveState state, Model& model, OptimizerMoments& moments) {
+absl::Status PutLiveState(LiveState state, Model& model, OptimizerMoments& moments,
+                          StepHistory& history) {
   const std::span<StateBuffer> buffers = model.state_buffers();
   bool fits = state.weights.size() == model.weights().size() &&
               state.state_buffers.size() == buffers.size() &&
@@ -117,20 +119,25 @@ absl::Status PutLiveState(LiveState state, Model& model, OptimizerMoments& momen
   }
   if (!fits) {
     return absl::FailedPreconditionError(
-        absl::StrCat("the state of step ", state.record.step(), " in memory is not this rank's"));
+        absl::StrCat("the state of step ", state.step, " in memory is not this rank's"));
   }
   std::copy(state.weights.begin(), state.weights.end(), model.weights().begin());
   for (std::size_t i = 0; i < buffers.size(); ++i) {
     std::copy(state.state_buffers[i].begin(), state.state_buffers[i].end(), buffers[i].data);
   }
   moments = std::move(state.moments);
+  history = state.history;
   return absl::OkStatus();
 }
 
-std::vector<std::span<float>> StateArrays(Model& model, OptimizerMoments& moments) {
-  std::vector<std::span<float>> arrays = {model.weights(), moments.exp_avg(), moments.exp_avg_sq()};
+std::vector<std::span<std::byte>> StateArrays(Model& model, OptimizerMoments& moments,
+                                              StepHistory& history) {
+  std::vector<std::span<std::byte>> arrays = {
+      history.bytes(), std::as_writable_bytes(model.weights()),
+      std::as_writable_bytes(moments.exp_avg()), std::as_writable_bytes(moments.exp_avg_sq())};
   for (const StateBuffer& buffer : model.state_buffers()) {
-    arrays.emplace_back(buffer.data, static_cast<std::size_t>(Elements(buffer.shape)));
+    arrays.push_back(std::as_writable_bytes(
+        std::span(buffer.data, static_cast<std::size_t>(Elements(buffer.shape)))));
   }
   return arrays;
 }

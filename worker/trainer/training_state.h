@@ -10,6 +10,7 @@
 // Threading: belongs to the step thread.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -20,6 +21,7 @@
 #include "worker/checkpoint/checkpoint.h"
 #include "worker/model/model.h"
 #include "worker/trainer/gradient_reducer.h"
+#include "worker/trainer/step_history.h"
 
 namespace paceline {
 
@@ -62,18 +64,22 @@ class OptimizerMoments {
 // The whole state of a rank's place in the layout, without its model: what outlives a generation in
 // memory.
 struct LiveState {
-  v1::StepRecord record;  // of the last completed step
+  std::int64_t step = 0;  // the last completed one
+  StepHistory history;
   std::vector<float> weights;
   std::vector<std::vector<float>> state_buffers;
   OptimizerMoments moments;
 };
 
-LiveState TakeLiveState(const v1::StepRecord& record, Model& model, OptimizerMoments moments);
+LiveState TakeLiveState(std::int64_t step, const StepHistory& history, Model& model,
+                        OptimizerMoments moments);
 // kFailedPrecondition: it is of another place or model.
-absl::Status PutLiveState(LiveState state, Model& model, OptimizerMoments& moments);
+absl::Status PutLiveState(LiveState state, Model& model, OptimizerMoments& moments,
+                          StepHistory& history);
 
 // Every array of the state, in the same order on ranks of the same place.
-std::vector<std::span<float>> StateArrays(Model& model, OptimizerMoments& moments);
+std::vector<std::span<std::byte>> StateArrays(Model& model, OptimizerMoments& moments,
+                                              StepHistory& history);
 
 // The slices that the rank at `at` writes. `moments` has a range for each of the model's buckets,
 // which covers at least the rank's shard of it.

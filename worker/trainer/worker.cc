@@ -209,7 +209,7 @@ class Worker {
     v1::WorkerMessage message;
     *message.mutable_left()->mutable_key() = start.key();
     message.mutable_left()->set_rank(start.rank());
-    if (held_.has_value()) message.mutable_left()->set_held_step(held_->record.step());
+    if (held_.has_value()) message.mutable_left()->set_held_step(held_->step);
     session_.Send(std::move(message));
   }
 
