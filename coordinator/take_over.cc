@@ -2,6 +2,7 @@
 
 #include <poll.h>
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <optional>
@@ -10,11 +11,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
+#include "common/files.h"
 
 namespace paceline {
 namespace {
 
 constexpr int kTakeAttempts = 3;
+constexpr std::size_t kRoomBytes = 4096;  // the first words of an epoch
 
 // False: `event` is readable.
 bool Pause(int event, std::chrono::milliseconds pause) {
@@ -57,6 +60,15 @@ absl::Status WaitForLease(const TakeOverOptions& options) {
   }
 }
 
+// An epoch's file that its maker can write nothing into would end the former coordinator for
+// nothing.
+absl::Status CheckRoom(const std::string& state_dir) {
+  const std::string path = absl::StrCat(state_dir, "/room-", ::getpid());
+  const absl::Status status = WriteFileAtomically(path, std::string(kRoomBytes, '\0'), 0600);
+  ::unlink(path.c_str());
+  return status;
+}
+
 absl::StatusOr<Taken> TakeOnce(const TakeOverOptions& options) {
   Taken taken;
   ASSIGN_OR_RETURN(taken.journal, storage::OpenFileJournal(options.state_dir, /*read_only=*/false,
@@ -81,6 +93,7 @@ absl::StatusOr<Taken> TakeOnce(const TakeOverOptions& options) {
         Annotate(taken.core->Evolve(fact),
                  absl::StrCat("journal in ", options.state_dir, ", fact ", fact.index())));
   }
+  RETURN_IF_ERROR(CheckRoom(options.state_dir));
   RETURN_IF_ERROR(taken.journal->OpenEpoch(taken.epoch));
   taken.lease = storage::LeaseHere(taken.epoch, options.lease);
   RETURN_IF_ERROR(storage::WriteLease(options.state_dir, taken.lease));
@@ -100,9 +113,13 @@ absl::StatusOr<Taken> TakeOver(const TakeOverOptions& options) {
     // kAlreadyExists: another was faster. kAborted: the former coordinator has appended since it
     // was read; its epoch is taken from it, and it appends no more.
     const bool again = absl::IsAlreadyExists(taken.status()) || absl::IsAborted(taken.status());
-    if (taken.ok() || !again) return taken;
+    const bool full = absl::IsResourceExhausted(taken.status()) && options.standby;
+    if (taken.ok() || !(again || full)) return taken;
     spdlog::warn("not taken over: {}", taken.status().ToString());
     if (attempt >= kTakeAttempts && !options.standby) return taken;
+    if (full && !Pause(options.stop_event, options.lease)) {
+      return absl::CancelledError("asked to end before it led");
+    }
   }
 }
 

@@ -37,8 +37,9 @@ struct Taken {
   Epoch epoch;
 };
 
-// kAlreadyExists: another coordinator leads (never with `standby`). kCancelled: `stop_event`.
-// Others as Journal::Read and OpenEpoch.
+// kAlreadyExists: another coordinator leads; kResourceExhausted: the disk is full, and nobody's
+// epoch was ended (neither with `standby`, which waits). kCancelled: `stop_event`. Others as
+// Journal::Read and OpenEpoch.
 absl::StatusOr<Taken> TakeOver(const TakeOverOptions& options);
 
 }  // namespace paceline
