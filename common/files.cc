@@ -57,8 +57,15 @@ absl::Status ErrnoStatus(int error, const std::string& context) {
 }
 
 absl::Status WriteFileAtomically(const std::string& path, const std::string& content, int mode) {
-  const std::string draft = absl::StrCat(path, ".tmp-", ::getpid());
+  return WriteFileAtomically(path, absl::StrCat(path, ".tmp-", ::getpid()), content, mode,
+                             [] { return absl::OkStatus(); });
+}
+
+absl::Status WriteFileAtomically(const std::string& path, const std::string& draft,
+                                 const std::string& content, int mode,
+                                 const std::function<absl::Status()>& may_appear) {
   absl::Status status = WriteDurably(draft, content, mode);
+  if (status.ok()) status = may_appear();
   if (status.ok() && std::rename(draft.c_str(), path.c_str()) != 0) {
     status = ErrnoStatus(errno, absl::StrCat("renaming ", draft, " to ", path));
   }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "common/status.h"
@@ -15,6 +16,11 @@ absl::Status ErrnoStatus(int error, const std::string& context);
 
 // Writes PATH.tmp-PID, fsyncs it, renames it to PATH and fsyncs the folder.
 absl::Status WriteFileAtomically(const std::string& path, const std::string& content, int mode);
+// Likewise by way of the file `draft` of the same folder, which takes the name of `path` only where
+// `may_appear`, asked once it is durable, says OK.
+absl::Status WriteFileAtomically(const std::string& path, const std::string& draft,
+                                 const std::string& content, int mode,
+                                 const std::function<absl::Status()>& may_appear);
 
 // kResourceExhausted: longer than `bytes_max`.
 absl::StatusOr<std::string> ReadFile(const std::string& path, std::int64_t bytes_max);

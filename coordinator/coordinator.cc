@@ -1,8 +1,10 @@
 #include "coordinator/coordinator.h"
 
+#include <netdb.h>
 #include <prometheus/metric_family.h>
 #include <spdlog/spdlog.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -22,8 +24,10 @@
 #include "common/http_server.h"
 #include "common/metrics_text.h"
 #include "common/run_state.h"
+#include "common/timeouts.h"
 #include "common/token.h"
 #include "coordinator/core/core.h"
+#include "coordinator/lease_keeper.h"
 #include "coordinator/metrics/cluster_view.h"
 #include "coordinator/metrics/coordinator_metrics.h"
 #include "coordinator/rpc/connections.h"
@@ -31,89 +35,143 @@
 #include "coordinator/rpc/loop.h"
 #include "coordinator/rpc/run_files.h"
 #include "coordinator/rpc/server.h"
-#include "coordinator/storage/journal.h"
+#include "coordinator/storage/epoch_fence.h"
+#include "coordinator/take_over.h"
 
 namespace paceline {
 namespace {
 
 constexpr std::chrono::seconds kScrapeLimit{2};
-constexpr int kTakeAttempts = 3;
+constexpr std::int64_t kBudgetMinMs = 200;
+constexpr std::int64_t kBudgetMaxMs = 3'600'000;
 
-// The journal, taken for a new epoch, and the core that its facts give.
-struct Taken {
-  std::unique_ptr<storage::Journal> journal;
-  std::unique_ptr<core::Core> core;
-  Epoch epoch;
-};
-
-absl::StatusOr<Taken> TakeOnce(const std::string& state_dir, std::int64_t history_bytes_max) {
-  Taken taken;
-  ASSIGN_OR_RETURN(taken.journal,
-                   storage::OpenFileJournal(state_dir, /*read_only=*/false, history_bytes_max));
-  // The core wants its epoch first, and only the end of the replay tells which is free.
-  std::optional<v1::StateSnapshot> snapshot;
-  std::vector<v1::Fact> facts;
-  ASSIGN_OR_RETURN(const storage::Replay replay, taken.journal->Read(
-                                                     [&](const v1::StateSnapshot& found) {
-                                                       snapshot = found;
-                                                       return absl::OkStatus();
-                                                     },
-                                                     [&](const v1::Fact& fact) {
-                                                       facts.push_back(fact);
-                                                       return absl::OkStatus();
-                                                     }));
-  taken.epoch = Epoch{replay.last_epoch.value() + 1};
-  taken.core = std::make_unique<core::Core>(core::CoreOptions{.epoch = taken.epoch});
-  if (snapshot) RETURN_IF_ERROR(taken.core->Restore(*snapshot));
-  for (const v1::Fact& fact : facts) {
-    RETURN_IF_ERROR(Annotate(taken.core->Evolve(fact),
-                             absl::StrCat("journal in ", state_dir, ", fact ", fact.index())));
-  }
-  RETURN_IF_ERROR(taken.journal->OpenEpoch(taken.epoch));
-  for (const std::string& note : replay.notes) spdlog::warn("journal: {}", note);
-  spdlog::info("epoch {}: replayed {} facts{} from {}", taken.epoch.value(), facts.size(),
-               snapshot ? absl::StrCat(" after the snapshot of fact ", snapshot->index()) : "",
-               state_dir);
-  return taken;
+std::string HostName() {
+  char name[256] = {};
+  return ::gethostname(name, sizeof(name) - 1) == 0 ? name : "unknown";
 }
 
-// kAborted means that another coordinator was still appending: read again.
-absl::StatusOr<Taken> Take(const std::string& state_dir, std::int64_t history_bytes_max) {
-  absl::StatusOr<Taken> taken = TakeOnce(state_dir, history_bytes_max);
-  for (int attempt = 1; attempt < kTakeAttempts && absl::IsAborted(taken.status()); ++attempt) {
-    taken = TakeOnce(state_dir, history_bytes_max);
+// Before anything is made.
+absl::Status CheckFlags(const CoordinatorOptions& options) {
+  RETURN_IF_ERROR(ParseLoopbackAddress("--listen", options.listen).status());
+  RETURN_IF_ERROR(ParseLoopbackAddress("--metrics-listen", options.metrics_listen).status());
+  if (options.state_dir.empty()) return absl::InvalidArgumentError("--state-dir: give a folder");
+  if (options.budget_ms >= kBudgetMinMs && options.budget_ms <= kBudgetMaxMs) {
+    return absl::OkStatus();
   }
-  return taken;
+  return absl::InvalidArgumentError(absl::StrCat("--budget-ms = ", options.budget_ms, ": give ",
+                                                 kBudgetMinMs, " to ", kBudgetMaxMs));
+}
+
+// What earlier coordinators have left half written can take its name no more.
+absl::Status RemoveDrafts(const storage::EpochFence& fence, const std::string& state_dir,
+                          const std::vector<v1::RunStatus>& runs) {
+  RETURN_IF_ERROR(fence.RemoveDrafts(state_dir));
+  for (const v1::RunStatus& run : runs) {
+    const absl::Status status = fence.RemoveDrafts(run.run_dir());
+    if (!status.ok()) spdlog::warn("run {}: {}", run.run_id(), status.ToString());
+  }
+  return absl::OkStatus();
+}
+
+// gRPC's server is made when the coordinator leads: that its port is in use should be known before.
+absl::Status CheckListenIsFree(const std::string& listen) {
+  ASSIGN_OR_RETURN(const Address address, ParseLoopbackAddress("--listen", listen));
+  addrinfo* found = nullptr;
+  const addrinfo hints{.ai_flags = AI_NUMERICSERV, .ai_socktype = SOCK_STREAM};
+  if (::getaddrinfo(address.host.c_str(), std::to_string(address.port).c_str(), &hints, &found) !=
+      0) {
+    return absl::InvalidArgumentError(absl::StrCat("--listen = \"", listen, "\": no such host"));
+  }
+  const int probe = ::socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const int yes = 1;
+  ::setsockopt(probe, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
+  const bool free = ::bind(probe, found->ai_addr, found->ai_addrlen) == 0;
+  ::close(probe);
+  ::freeaddrinfo(found);
+  if (free) return absl::OkStatus();
+  return absl::AlreadyExistsError(
+      absl::StrCat("cannot listen on --listen = \"", listen,
+                   "\": the address is in use, or not this machine's; a standby on the leader's "
+                   "machine needs a port of its own"));
+}
+
+// TakeOver; a standby serves its metrics meanwhile.
+absl::StatusOr<Taken> StandBy(const CoordinatorOptions& options, TakeOverOptions take,
+                              double started_seconds) {
+  if (!options.standby) return TakeOver(take);
+  RETURN_IF_ERROR(CheckListenIsFree(options.listen));
+  CoordinatorMetrics metrics(started_seconds);
+  ASSIGN_OR_RETURN(
+      const std::unique_ptr<HttpServer> http,
+      HttpServer::Start(options.metrics_listen,
+                        {{"/metrics", [&metrics] { return MetricsResponse(metrics.Collect()); }}}));
+  spdlog::info("standing by, metrics on http://{}/metrics", http->address());
+  take.on_wait = [&metrics](const storage::LeaseWatch::View& view) {
+    metrics.Watch(view.epoch.value());
+  };
+  return TakeOver(take);
 }
 
 }  // namespace
 
 struct Coordinator::Impl {
-  Impl(Taken taken_state, Now now)
+  Impl(Taken taken_state, const std::string& state_dir, double started_seconds)
       : taken(std::move(taken_state)),
-        metrics(taken.epoch.value(), static_cast<double>(now.wall_ms) / 1000),
-        broken(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
+        fence(state_dir, taken.epoch),
+        metrics(started_seconds),
+        ended(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+        coordinator_files(fence) {}
   ~Impl() {
-    if (broken >= 0) ::close(broken);
+    if (ended >= 0) ::close(ended);
   }
 
+  void MakeLoop(const std::string& state_dir, std::chrono::milliseconds heartbeat);
   absl::StatusOr<ClusterView> Look();
   HttpResponse Metrics();
   HttpResponse Discovery();
 
   // In the order of construction: each uses those above it.
   Taken taken;
+  const storage::EpochFence fence;
   CoordinatorMetrics metrics;
-  const int broken;
+  const int ended;
   Connections connections;
   CoordinatorFiles coordinator_files;
   FileWorker files;
   std::unique_ptr<Loop> loop;
   std::unique_ptr<RpcServer> server;
   std::unique_ptr<HttpServer> http;
+  std::unique_ptr<LeaseKeeper> keeper;
   bool stopped = false;
   absl::Status result;
 };
+
+// The lease is kept before anything begins that a slow disk may hold up.
+void Coordinator::Impl::MakeLoop(const std::string& state_dir,
+                                 std::chrono::milliseconds heartbeat) {
+  loop = std::make_unique<Loop>(
+      Loop::Parts{.core = *taken.core,
+                  .journal = *taken.journal,
+                  .outbox = connections,
+                  .files = files,
+                  .coordinator_files = coordinator_files,
+                  .fence = fence,
+                  .metrics = metrics,
+                  .on_broken = [fd = ended](const absl::Status&) { ::eventfd_write(fd, 1); }},
+      LoopOptions{.fence_interval = heartbeat});
+  keeper = std::make_unique<LeaseKeeper>(LeaseKeeper::Options{
+      .state_dir = state_dir,
+      .fence = fence,
+      .lease = taken.lease,
+      .interval = heartbeat,
+      .on_replaced = [this](const absl::Status& status) { loop->Abandon(status); },
+      .on_renewed = [this] { metrics.LeaseRenewed(ReadClock().wall_ms); },
+      .tend =
+          [this] {
+            const absl::Status status = coordinator_files.Tend();
+            if (!status.ok()) spdlog::warn("coordinator.json: {}", status.ToString());
+          }});
+}
 
 absl::StatusOr<ClusterView> Coordinator::Impl::Look() {
   auto promise = std::make_shared<std::promise<absl::StatusOr<ClusterView>>>();
@@ -149,42 +207,41 @@ HttpResponse Coordinator::Impl::Discovery() {
 Coordinator::Coordinator(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Coordinator::~Coordinator() { (void)Stop(); }
 
-int Coordinator::broken_event() const { return impl_->broken; }
+int Coordinator::ended_event() const { return impl_->ended; }
 
 absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(const CoordinatorOptions& options) {
-  // What the flags say is checked before anything is made.
-  RETURN_IF_ERROR(ParseLoopbackAddress("--listen", options.listen).status());
-  RETURN_IF_ERROR(ParseLoopbackAddress("--metrics-listen", options.metrics_listen).status());
+  RETURN_IF_ERROR(CheckFlags(options));
   std::error_code error;
   const std::string state_dir = std::filesystem::absolute(options.state_dir, error).string();
-  if (options.state_dir.empty() || error) {
-    return absl::InvalidArgumentError("--state-dir: give a folder");
-  }
+  if (error) return absl::InvalidArgumentError("--state-dir: give a folder");
+  const Timeouts timeouts = TimeoutsFor(options.budget_ms);
+  const double started_seconds = static_cast<double>(ReadClock().wall_ms) / 1000;
+  ASSIGN_OR_RETURN(Taken taken, StandBy(options,
+                                        {.state_dir = state_dir,
+                                         .history_bytes_max = options.history_bytes_max,
+                                         .look_interval = timeouts.heartbeat,
+                                         .lease = timeouts.lease,
+                                         .standby = options.standby,
+                                         .stop_event = options.stop_event},
+                                        started_seconds));
   const Now now = ReadClock();
-  ASSIGN_OR_RETURN(Taken taken, Take(state_dir, options.history_bytes_max));
   const std::string token_file = options.token_file.empty()
                                      ? state_dir + "/token"
                                      : std::filesystem::absolute(options.token_file).string();
   ASSIGN_OR_RETURN(const std::string token, ReadOrMakeToken(token_file));
 
-  auto impl = std::make_unique<Impl>(std::move(taken), now);
+  auto impl = std::make_unique<Impl>(std::move(taken), state_dir, started_seconds);
   Impl* const parts = impl.get();
-  if (impl->broken < 0) return ErrnoStatus(errno, "eventfd");
+  impl->metrics.Lead(impl->taken.epoch.value());
+  impl->metrics.LeaseRenewed(now.wall_ms);
+  if (impl->ended < 0) return ErrnoStatus(errno, "eventfd");
   // The addresses are known only once the servers listen, and they answer once the loop runs.
   CoordinatorInfo info{.epoch = impl->taken.epoch.value(),
+                       .host = HostName(),
                        .pid = ::getpid(),
                        .token_file = token_file,
                        .started_ms = now.wall_ms};
-  impl->loop = std::make_unique<Loop>(
-      Loop::Parts{
-          .core = *impl->taken.core,
-          .journal = *impl->taken.journal,
-          .outbox = impl->connections,
-          .files = impl->files,
-          .coordinator_files = impl->coordinator_files,
-          .metrics = impl->metrics,
-          .on_broken = [fd = impl->broken](const absl::Status&) { ::eventfd_write(fd, 1); }},
-      LoopOptions{});
+  impl->MakeLoop(state_dir, timeouts.heartbeat);
   ASSIGN_OR_RETURN(impl->server,
                    RpcServer::Start(options.listen, token, *impl->loop, impl->connections));
   ASSIGN_OR_RETURN(
@@ -197,6 +254,7 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(const Coordinato
 
   impl->coordinator_files.SetInfo(info);
   const std::vector<v1::RunStatus> runs = impl->taken.core->ListRuns(now);
+  RETURN_IF_ERROR(RemoveDrafts(impl->fence, state_dir, runs));
   impl->loop->Start();  // From here on the core is the loop's.
   for (const v1::RunStatus& run : runs) {
     if (HasEnded(run.state())) continue;
@@ -217,6 +275,7 @@ absl::Status Coordinator::Stop() {
   impl_->server->Stop(absl::UnavailableError("the coordinator is ending"));
   impl_->http.reset();
   impl_->coordinator_files.RemoveAll();
+  impl_->keeper->Stop(/*release=*/impl_->result.ok());
   return impl_->result;
 }
 

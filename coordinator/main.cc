@@ -21,9 +21,12 @@ constexpr char kExamples[] = R"(Examples:
       serves on two free ports; STATE_DIR/coordinator.json tells which
   paceline-coordinator --state-dir state --listen 127.0.0.1:7070 --metrics-listen 127.0.0.1:7071
       with ports of one's own, for Prometheus: http://127.0.0.1:7071/service-discovery
+  paceline-coordinator --state-dir /shared/paceline --standby
+      waits while another coordinator leads, and takes its place when it is gone or silent
 
 Exit codes: 0 ended as asked, 2 a flag, an address in use or a state folder that another
-coordinator has, 70 the journal failed or is damaged, 75 try again.)";
+coordinator has, 70 the journal failed or is damaged, 75 another coordinator has taken over, or
+try again.)";
 
 int Fail(const absl::Status& status) {
   std::fprintf(stderr, "paceline-coordinator: %s\n", std::string(status.message()).c_str());
@@ -40,11 +43,29 @@ int BlockSignals() {
   return ::signalfd(-1, &signals, SFD_CLOEXEC);
 }
 
-// Until a signal comes or the journal fails.
-void WaitForEnd(int signals, int broken) {
-  pollfd waited[] = {{signals, POLLIN, 0}, {broken, POLLIN, 0}};
+// Until a signal comes, the journal fails, or another coordinator takes over.
+void WaitForEnd(int signals, int ended) {
+  pollfd waited[] = {{signals, POLLIN, 0}, {ended, POLLIN, 0}};
   while (::poll(waited, 2, -1) < 0 && errno == EINTR) {
   }
+}
+
+// Says how it ended.
+ExitCode End(const absl::Status& status) {
+  const std::string message(status.message());
+  if (absl::IsFailedPrecondition(status)) {
+    spdlog::warn("this coordinator leads no more and ends: {}", message);
+    std::fprintf(stderr, "paceline-coordinator: this coordinator leads no more and ends: %s\n",
+                 message.c_str());
+    return ExitCode::kRetry;
+  }
+  if (!status.ok()) {
+    // Whatever its code says elsewhere: a coordinator that loses its journal is broken.
+    std::fprintf(stderr, "paceline-coordinator: the journal has failed: %s\n", message.c_str());
+    return ExitCode::kBroken;
+  }
+  spdlog::info("ended");
+  return ExitCode::kDone;
 }
 
 }  // namespace
@@ -66,6 +87,13 @@ int main(int argc, char** argv) {
   app.add_option("--token-file", options.token_file,
                  "File with the token that every call carries, mode 0600; made if missing "
                  "(default: STATE_DIR/token)");
+  app.add_flag(
+      "--standby", options.standby,
+      "Wait while another coordinator leads the state folder, and take over when it is gone "
+      "or has renewed its lease for 4/5 of its --budget-ms no more");
+  app.add_option("--budget-ms", options.budget_ms,
+                 "How long this coordinator's own silence may last before a standby takes over")
+      ->capture_default_str();
   app.add_option("--history-mib", history_mib,
                  "What STATE_DIR/history may hold of the journal, for `paceline events` and "
                  "`audit`; the oldest goes first; 0: none")
@@ -83,20 +111,18 @@ int main(int argc, char** argv) {
 
   options.history_bytes_max = history_mib << 20;
   const int signals = BlockSignals();
+  options.stop_event = signals;
   if (const absl::Status status = paceline::SetUpLogging(log); !status.ok()) return Fail(status);
   auto coordinator = paceline::Coordinator::Start(options);
+  if (absl::IsCancelled(coordinator.status())) {
+    spdlog::info("ended: {}", std::string(coordinator.status().message()));
+    return static_cast<int>(ExitCode::kDone);
+  }
   if (!coordinator.ok()) {
     spdlog::critical("{}", coordinator.status().ToString());
     return Fail(coordinator.status());
   }
-  WaitForEnd(signals, (*coordinator)->broken_event());
+  WaitForEnd(signals, (*coordinator)->ended_event());
   spdlog::info("ending");
-  if (const absl::Status status = (*coordinator)->Stop(); !status.ok()) {
-    // Whatever its code says elsewhere: a coordinator that loses its journal is broken.
-    std::fprintf(stderr, "paceline-coordinator: the journal has failed: %s\n",
-                 std::string(status.message()).c_str());
-    return static_cast<int>(ExitCode::kBroken);
-  }
-  spdlog::info("ended");
-  return static_cast<int>(ExitCode::kDone);
+  return static_cast<int>(End((*coordinator)->Stop()));
 }

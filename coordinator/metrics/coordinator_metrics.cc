@@ -34,11 +34,19 @@ auto& Make(Builder builder, prometheus::Registry& registry, const char* name, co
 struct CoordinatorMetrics::Impl {
   prometheus::Registry registry;
   Gauge& epoch = Make(BuildGauge(), registry, "paceline_coordinator_epoch",
-                      "Epoch of the coordinator: one reign of one process.")
+                      "Epoch that leads: one reign of one process.")
+                     .Add({});
+  Gauge& leads = Make(BuildGauge(), registry, "paceline_coordinator_leads",
+                      "1: this process leads; 0: it stands by.")
                      .Add({});
   Gauge& start = Make(BuildGauge(), registry, "paceline_coordinator_start_time_seconds",
                       "When this process started, since the Unix epoch.")
                      .Add({});
+  Gauge& lease =
+      Make(BuildGauge(), registry, "paceline_coordinator_lease_renewed_timestamp_seconds",
+           "When the coordinator last renewed its lease, since the Unix epoch; 0: it "
+           "stands by.")
+          .Add({});
   Gauge& queue = Make(BuildGauge(), registry, "paceline_coordinator_queue_entries",
                       "Events and questions that waited when the loop last took some.")
                      .Add({});
@@ -79,9 +87,7 @@ struct CoordinatorMetrics::Impl {
   std::map<std::string, Gauge*> commit_time_of_run;  // of runs that have not ended
 };
 
-CoordinatorMetrics::CoordinatorMetrics(std::uint64_t epoch, double start_seconds)
-    : impl_(std::make_unique<Impl>()) {
-  impl_->epoch.Set(static_cast<double>(epoch));
+CoordinatorMetrics::CoordinatorMetrics(double start_seconds) : impl_(std::make_unique<Impl>()) {
   impl_->start.Set(start_seconds);
 }
 
@@ -89,6 +95,19 @@ CoordinatorMetrics::~CoordinatorMetrics() = default;
 
 void CoordinatorMetrics::QueueDepth(std::size_t entries) {
   impl_->queue.Set(static_cast<double>(entries));
+}
+
+void CoordinatorMetrics::Watch(std::uint64_t epoch) {
+  impl_->epoch.Set(static_cast<double>(epoch));
+}
+
+void CoordinatorMetrics::Lead(std::uint64_t epoch) {
+  impl_->epoch.Set(static_cast<double>(epoch));
+  impl_->leads.Set(1);
+}
+
+void CoordinatorMetrics::LeaseRenewed(std::int64_t wall_ms) {
+  impl_->lease.Set(static_cast<double>(wall_ms) / 1000);
 }
 
 void CoordinatorMetrics::Decided(double seconds) { impl_->decide.Observe(seconds); }

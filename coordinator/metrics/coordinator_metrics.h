@@ -1,7 +1,7 @@
 // What the coordinator measures of itself: the journal, the queue, the decisions, and counts of
 // what was journaled since this process started.
 // Invariant: every name is in docs/metrics.md, and `promtool check metrics` has no complaint.
-// Threading: QueueDepth, Decided and Appended on the loop; Collect on any thread.
+// Threading: QueueDepth, Decided and Appended on the loop; the others on any thread.
 #pragma once
 
 #include <cstddef>
@@ -20,13 +20,19 @@ namespace paceline {
 
 class CoordinatorMetrics {
  public:
-  CoordinatorMetrics(std::uint64_t epoch, double start_seconds);
+  // It stands by until Lead.
+  explicit CoordinatorMetrics(double start_seconds);
   ~CoordinatorMetrics();
 
   void QueueDepth(std::size_t entries);
   void Decided(double seconds);
   // One Append, of these facts.
   void Appended(const std::vector<v1::Fact>& facts, double seconds);
+
+  // The epoch that leads, as a standby sees it.
+  void Watch(std::uint64_t epoch);
+  void Lead(std::uint64_t epoch);
+  void LeaseRenewed(std::int64_t wall_ms);
 
   std::vector<prometheus::MetricFamily> Collect() const;
 

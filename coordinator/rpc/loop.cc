@@ -96,6 +96,7 @@ void Loop::Run() {
       // Ending. What the files still do may come back as events, which are decided too.
       parts_.files.Drain();
       const std::lock_guard lock(mutex_);
+      going = broken_.ok();
       if (queue_.empty()) break;
       continue;
     }
@@ -152,13 +153,13 @@ void Loop::Process(std::vector<Entry> batch) {
     parts_.metrics.Decided(SecondsBetween(now.steady, ReadClock().steady));
     if (facts_bytes_ >= options_.batch_bytes_max) committed = Commit();
   }
-  if (committed) committed = Commit();
+  if (committed) committed = Commit() && StillLeads();
   const Now now = ReadClock();
   for (const Entry& entry : batch) {
     if (!entry.question) continue;
     absl::Status status;
     if (!committed) {
-      status = absl::UnavailableError("the coordinator has lost its journal");
+      status = absl::UnavailableError("the coordinator leads no more");
     } else if (now.steady > entry.deadline) {
       status = absl::DeadlineExceededError("the question waited too long for the coordinator");
     }
@@ -175,14 +176,30 @@ void Loop::Add(core::Decision decision) {
   std::move(decision.effects.begin(), decision.effects.end(), std::back_inserter(effects_));
 }
 
-// Makes what was decided durable, and lets its effects leave. False: the journal has failed.
+// Where it cannot be told, the next append will.
+bool Loop::StillLeads() {
+  const SteadyTime now = ReadClock().steady;
+  if (now - led_at_ < options_.fence_interval) return true;
+  const absl::Status status = parts_.fence.Check();
+  if (absl::IsFailedPrecondition(status)) {
+    Break(status);
+    return false;
+  }
+  if (status.ok()) led_at_ = now;
+  return true;
+}
+
+// Makes what was decided durable, and lets its effects leave. False: the journal has failed, or a
+// newer coordinator has taken over.
 bool Loop::Commit() {
+  if (facts_.empty() && !effects_.empty() && !StillLeads()) return false;
   if (!facts_.empty()) {
     const SteadyTime start = ReadClock().steady;
     if (const absl::Status status = parts_.journal.Append(facts_); !status.ok()) {
       Break(status);
       return false;
     }
+    led_at_ = start;
     parts_.metrics.Appended(facts_, SecondsBetween(start, ReadClock().steady));
     for (const v1::Fact& fact : facts_) {
       if (const std::string text = FactText(fact); !text.empty()) spdlog::info("{}", text);
@@ -208,33 +225,39 @@ void Loop::Carry(const core::Effect& effect) {
           [&](const core::AnswerCall& answer) { AnswerSubmit(answer); },
           [&](const core::WritePendingManifest& write) {
             parts_.files.Enqueue([this, write] {
-              const absl::Status status = WritePendingManifest(write.folder, write.manifest);
+              const absl::Status status =
+                  WritePendingManifest(parts_.fence, write.folder, write.manifest);
               LogFailure(status);
               Post(core::ManifestWritten{write.key, write.step, status});
             });
           },
           [&](const core::PublishManifest& publish) {
             // A failure leaves the pending manifest, which the next start publishes.
-            parts_.files.Enqueue(
-                [folder = publish.folder] { LogFailure(PublishManifest(folder)); });
+            parts_.files.Enqueue([this, folder = publish.folder] {
+              LogFailure(Fenced([&] { return PublishManifest(folder); }));
+            });
           },
           [&](const core::DeleteCheckpoint& remove) {
-            parts_.files.Enqueue(
-                [remove] { LogFailure(DeleteCheckpoint(remove.folder, remove.committed)); });
+            parts_.files.Enqueue([this, remove] {
+              LogFailure(Fenced([&] { return DeleteCheckpoint(remove.folder, remove.committed); }));
+            });
           },
           [&](const core::SweepCheckpoints& sweep) {
-            parts_.files.Enqueue([sweep] {
-              LogFailure(SweepCheckpoints(sweep.dir, sweep.last_generation, sweep.known));
+            parts_.files.Enqueue([this, sweep] {
+              LogFailure(Fenced([&] {
+                return SweepCheckpoints(parts_.fence, sweep.dir, sweep.last_generation,
+                                        sweep.known);
+              }));
             });
           },
           [&](const core::WriteSummary& write) {
             const auto status = parts_.core.GetRun(write.run_id, ReadClock());
             if (!status.ok()) return LogFailure(status.status());
-            parts_.files.Enqueue([status = *status] {
+            parts_.files.Enqueue([this, status = *status] {
               const LineageRecords records =
                   ReadLineageRecords(status.run_dir(), status.checkpoint_step());
-              LogFailure(WriteFileAtomically(absl::StrCat(status.run_dir(), "/summary.json"),
-                                             SummaryJson(status, records), 0644));
+              LogFailure(parts_.fence.Write(absl::StrCat(status.run_dir(), "/summary.json"),
+                                            SummaryJson(status, records), 0644));
             });
           },
       },
@@ -249,9 +272,22 @@ void Loop::AnswerSubmit(const core::AnswerCall& answer) {
   }
   const auto status = parts_.core.GetRun(answer.run_id, ReadClock());
   parts_.files.Enqueue([this, answer, folder = status.ok() ? status->run_dir() : ""] {
-    if (!folder.empty()) LogFailure(parts_.coordinator_files.WriteTo(folder));
-    parts_.outbox.Answer(answer.call, answer.status, answer.run_id);
+    absl::Status status;
+    if (!folder.empty()) status = parts_.coordinator_files.WriteTo(folder);
+    LogFailure(status);
+    if (absl::IsFailedPrecondition(status)) {
+      status = absl::UnavailableError(status.message());  // ask the one that has taken over
+    } else {
+      status = answer.status;
+    }
+    parts_.outbox.Answer(answer.call, status, answer.run_id);
   });
+}
+
+// What is done twice without harm, and by a successor as well: no more than a look is needed.
+absl::Status Loop::Fenced(const std::function<absl::Status()>& job) const {
+  RETURN_IF_ERROR(parts_.fence.Check());
+  return job();
 }
 
 void Loop::MaybeSnapshot(bool last) {
@@ -271,14 +307,27 @@ void Loop::MaybeSnapshot(bool last) {
                SecondsBetween(start, ReadClock().steady));
 }
 
-void Loop::Break(const absl::Status& status) {
+void Loop::Abandon(const absl::Status& status) {
   {
     const std::lock_guard lock(mutex_);
-    broken_ = status;
     admitting_ = false;
+    if (!broken_.ok()) return;
+    broken_ = status;
   }
+  parts_.on_broken(status);
+}
+
+void Loop::Break(const absl::Status& status) {
   effects_.clear();
-  spdlog::critical("the journal has failed, the coordinator stops: {}", Text(status));
+  {
+    const std::lock_guard lock(mutex_);
+    admitting_ = false;
+    if (!broken_.ok()) return;
+    broken_ = status;
+  }
+  if (!absl::IsFailedPrecondition(status)) {
+    spdlog::critical("the journal has failed, the coordinator stops: {}", Text(status));
+  }
   parts_.on_broken(status);
 }
 

@@ -4,11 +4,13 @@
 //                                                                      \--> questions
 //
 // Invariant: an effect leaves, and a question sees a fact, only after it is durable. When the
-// journal fails the loop stops for good: no effect of the lost batch ever leaves, and nothing
-// more is taken.
+// journal fails, or a newer epoch is seen, the loop stops for good: no effect of the lost batch
+// ever leaves, and nothing more is taken. What needs no append (an answer, a repeat) leaves only
+// where the fence was asked `fence_interval` ago at most: a loop that has stood still asks first.
 // Threading: Post, TryPost and Ask from any thread; Start, Stop and the destructor from one.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -25,6 +27,7 @@
 #include "coordinator/metrics/coordinator_metrics.h"
 #include "coordinator/rpc/file_worker.h"
 #include "coordinator/rpc/run_files.h"
+#include "coordinator/storage/epoch_fence.h"
 #include "coordinator/storage/journal.h"
 
 namespace paceline {
@@ -49,18 +52,20 @@ struct LoopOptions {
   std::size_t batch_bytes_max = 8 << 20;  // of facts before an Append
   std::uint64_t snapshot_facts = 10'000;  // facts, or bytes of them, between snapshots
   std::uint64_t snapshot_bytes = 16 << 20;
+  std::chrono::milliseconds fence_interval{300};
 };
 
 class Loop {
  public:
   // All are borrowed and outlive the loop. `on_broken` is called once, on the loop's thread, when
-  // the journal has failed.
+  // the journal has failed, or with kFailedPrecondition when a newer coordinator has taken over.
   struct Parts {
     core::Core& core;
     storage::Journal& journal;
     Outbox& outbox;
     FileWorker& files;
     CoordinatorFiles& coordinator_files;
+    const storage::EpochFence& fence;
     CoordinatorMetrics& metrics;
     std::function<void(const absl::Status&)> on_broken;
   };
@@ -72,6 +77,9 @@ class Loop {
   // Takes no more, decides what is queued, waits for the files, writes a last snapshot, and ends.
   // The journal's error where it broke.
   absl::Status Stop();
+
+  // Another coordinator has taken over: nothing is decided any more, and Stop returns `status`.
+  void Abandon(const absl::Status& status);
 
   // For what must not be lost and is bounded by its sender: one event for each session or file
   // job. `taken`, where given, is called when the loop takes the event: time for the next.
@@ -95,7 +103,9 @@ class Loop {
   void Process(std::vector<Entry> batch);
   void Add(core::Decision decision);
   bool Commit();
+  bool StillLeads();
   void Carry(const core::Effect& effect);
+  absl::Status Fenced(const std::function<absl::Status()>& job) const;
   void AnswerSubmit(const core::AnswerCall& answer);
   void MaybeSnapshot(bool last);
   void Break(const absl::Status& status);
@@ -117,6 +127,7 @@ class Loop {
   std::size_t facts_bytes_ = 0;
   std::uint64_t facts_since_snapshot_ = 0;
   std::uint64_t bytes_since_snapshot_ = 0;
+  SteadyTime led_at_;  // when it was last seen that no newer epoch exists
 
   std::thread thread_;
 };

@@ -45,11 +45,12 @@ absl::Status CheckPartFile(const std::string& path, std::int64_t bytes) {
 
 }  // namespace
 
-absl::Status WritePendingManifest(const std::string& folder, const Manifest& manifest) {
+absl::Status WritePendingManifest(const storage::EpochFence& fence, const std::string& folder,
+                                  const Manifest& manifest) {
   for (const ManifestPart& part : manifest.parts) {
     RETURN_IF_ERROR(CheckPartFile(absl::StrCat(folder, "/", part.file), part.bytes));
   }
-  return WriteFileAtomically(absl::StrCat(folder, "/", kPendingManifest), ToJson(manifest), 0644);
+  return fence.Write(absl::StrCat(folder, "/", kPendingManifest), ToJson(manifest), 0644);
 }
 
 absl::Status PublishManifest(const std::string& folder) {
@@ -85,16 +86,21 @@ absl::Status DeleteCheckpoint(const std::string& folder, bool committed) {
   return absl::OkStatus();
 }
 
-absl::Status SweepCheckpoints(const std::string& dir, std::uint64_t last_generation,
+absl::Status SweepCheckpoints(const storage::EpochFence& fence, const std::string& dir,
+                              std::uint64_t last_generation,
                               const std::vector<std::string>& known) {
   std::error_code error;
   std::filesystem::directory_iterator entries(dir, error);
   if (error == std::errc::no_such_file_or_directory) return absl::OkStatus();
   std::vector<std::string> left_over;
+  absl::Status result;
   for (; !error && entries != std::filesystem::directory_iterator(); entries.increment(error)) {
     const std::string folder = absl::StrCat(dir, "/", entries->path().filename().string());
     const auto name = ParseCheckpointFolderName(entries->path().filename().string());
-    if (!name || name->generation > last_generation) continue;
+    if (!name) continue;
+    const absl::Status drafts = fence.RemoveDrafts(folder);
+    if (result.ok()) result = drafts;
+    if (name->generation > last_generation) continue;
     if (std::find(known.begin(), known.end(), folder) != known.end()) continue;
     if (HoldsManifest(folder)) {
       spdlog::warn("{} is a whole checkpoint that the journal does not know; it is left alone",
@@ -103,8 +109,7 @@ absl::Status SweepCheckpoints(const std::string& dir, std::uint64_t last_generat
       left_over.push_back(folder);
     }
   }
-  absl::Status result =
-      error ? ErrnoStatus(error.value(), absl::StrCat("listing ", dir)) : absl::OkStatus();
+  if (error && result.ok()) result = ErrnoStatus(error.value(), absl::StrCat("listing ", dir));
   for (const std::string& folder : left_over) {
     spdlog::info("removing {}, which was never committed", folder);
     const absl::Status removed = DeleteCheckpoint(folder, /*committed=*/false);
@@ -118,6 +123,7 @@ std::string ToJson(const CoordinatorInfo& info) {
   json["address"] = info.address;
   json["metrics_address"] = info.metrics_address;
   json["epoch"] = info.epoch;
+  json["host"] = info.host;
   json["pid"] = info.pid;
   json["token_file"] = info.token_file;
   json["started_ms"] = info.started_ms;
@@ -137,7 +143,28 @@ absl::Status CoordinatorFiles::WriteTo(const std::string& folder) {
     json = json_;
     paths_.insert(path);
   }
-  return WriteFileAtomically(path, json, 0644);
+  return fence_.Write(path, json, 0644);
+}
+
+absl::Status CoordinatorFiles::Tend() {
+  std::set<std::string> paths;
+  std::string json;
+  {
+    const std::lock_guard lock(mutex_);
+    paths = paths_;
+    json = json_;
+  }
+  absl::Status result;
+  for (const std::string& path : paths) {
+    const absl::StatusOr<std::string> found = ReadFile(path, kCoordinatorFileBytesMax);
+    if (!found.ok() && !absl::IsNotFound(found.status())) continue;
+    if (found.ok() && *found == json) continue;
+    // The run's folder may have been taken away.
+    if (::access(path.substr(0, path.rfind('/')).c_str(), F_OK) != 0) continue;
+    const absl::Status status = fence_.Write(path, json, 0644);
+    if (result.ok()) result = status;
+  }
+  return result;
 }
 
 void CoordinatorFiles::RemoveAll() {

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "common/files.h"
+#include "coordinator/storage/epoch_fence.h"
 #include "coordinator/storage/history.h"
 #include "coordinator/storage/journal_file.h"
 #include "coordinator/storage/record.h"
@@ -26,11 +27,10 @@ constexpr std::int64_t kRoomBytesMin = std::int64_t{256} << 10;
 
 class FileJournal : public Journal {
  public:
-  FileJournal(std::string folder, int lock, std::int64_t history_bytes_max)
-      : folder_(std::move(folder)), lock_(lock), history_bytes_max_(history_bytes_max) {}
+  FileJournal(std::string folder, bool read_only, std::int64_t history_bytes_max)
+      : folder_(std::move(folder)), read_only_(read_only), history_bytes_max_(history_bytes_max) {}
   ~FileJournal() override {
     if (file_ >= 0) ::close(file_);
-    if (lock_ >= 0) ::close(lock_);
   }
   FileJournal(const FileJournal&) = delete;
   FileJournal& operator=(const FileJournal&) = delete;
@@ -53,11 +53,10 @@ class FileJournal : public Journal {
   absl::Status CheckFormerUnchanged() const;
   // kFailedPrecondition: a newer epoch exists.
   absl::Status CheckNotReplaced() const;
-  absl::Status CheckNoLaterEpoch() const;
   void RetireUnneeded(std::uint64_t snapshot_index) const;
 
   const std::string folder_;
-  const int lock_;  // -1: read-only
+  const bool read_only_;
   const std::int64_t history_bytes_max_;
   // The last file of the chain, and the bytes of it that count.
   std::optional<JournalFileId> last_;
@@ -107,7 +106,7 @@ absl::StatusOr<Replay> FileJournal::Read(
     ASSIGN_OR_RETURN(const FactsRead read, ReadJournalFacts(file.path, file.sealed, snapshot_index,
                                                             &replay.last_index, on_fact));
     if (read.torn > 0) {
-      replay.notes.push_back(absl::StrCat(lock_ < 0 ? "ignored" : "cut", " a torn tail of ",
+      replay.notes.push_back(absl::StrCat(read_only_ ? "ignored" : "cut", " a torn tail of ",
                                           read.torn, " bytes from ", file.path, " at offset ",
                                           read.end));
     }
@@ -157,7 +156,7 @@ absl::Status FileJournal::BeginFile(JournalFileId id) {
 }
 
 absl::Status FileJournal::OpenEpoch(Epoch epoch) {
-  PACELINE_CHECK(lock_ >= 0 && replayed_ && file_ < 0);
+  PACELINE_CHECK(!read_only_ && replayed_ && file_ < 0);
   const std::optional<JournalFileId> former = last_;
   const std::int64_t former_end = end_;
   RETURN_IF_ERROR(BeginFile({epoch.value(), 1}));
@@ -218,18 +217,6 @@ absl::Status FileJournal::CheckNotReplaced() const {
       absl::StrCat(path, " was taken away: a newer coordinator has taken over"));
 }
 
-// For a file that has just been begun: a newer coordinator's snapshot may have taken away both its
-// own first file and what came before this one.
-absl::Status FileJournal::CheckNoLaterEpoch() const {
-  ASSIGN_OR_RETURN(const StateFolder found, ListStateFolder(folder_));
-  for (const JournalFileId& id : found.journals) {
-    if (id.epoch <= last_->epoch) continue;
-    return absl::FailedPreconditionError(
-        absl::StrCat(PathOf(JournalName(id)), " exists: a newer coordinator has taken over"));
-  }
-  return absl::OkStatus();
-}
-
 absl::Status FileJournal::Append(const std::vector<v1::Fact>& facts) {
   PACELINE_CHECK(file_ >= 0);
   RETURN_IF_ERROR(broken_);
@@ -262,7 +249,9 @@ absl::Status FileJournal::WriteSnapshot(const v1::StateSnapshot& snapshot) {
   bytes += EncodeRecord(RecordKind::kSnapshot, payload, static_cast<std::int64_t>(bytes.size()));
   RETURN_IF_ERROR(WriteFileAtomically(PathOf(SnapshotName(snapshot.index())), bytes, 0600));
   RETURN_IF_ERROR(BeginFile({last_->epoch, last_->segment + 1}));
-  broken_ = CheckNoLaterEpoch();
+  // A newer coordinator's snapshot may have taken away both its own first file and what came before
+  // the one that has just been begun.
+  broken_ = EpochFence(folder_, Epoch{last_->epoch}).Check();
   RETURN_IF_ERROR(broken_);
   RetireUnneeded(snapshot.index());
   return absl::OkStatus();
@@ -287,12 +276,8 @@ void FileJournal::RetireUnneeded(std::uint64_t snapshot_index) const {
 
 absl::StatusOr<std::unique_ptr<Journal>> OpenFileJournal(const std::string& folder, bool read_only,
                                                          std::int64_t history_bytes_max) {
-  int lock = -1;
-  if (!read_only) {
-    RETURN_IF_ERROR(MakeStateFolder(folder));
-    ASSIGN_OR_RETURN(lock, LockStateFolder(folder));
-  }
-  return std::make_unique<FileJournal>(folder, lock, history_bytes_max);
+  if (!read_only) RETURN_IF_ERROR(MakeStateFolder(folder));
+  return std::make_unique<FileJournal>(folder, read_only, history_bytes_max);
 }
 
 }  // namespace paceline::storage

@@ -5,7 +5,7 @@
 //   STATE/epoch-00000007.0002.journal     the next one, begun after a snapshot
 //   STATE/snapshot-00000000000000012345   the state after that fact
 //   STATE/history/                        files that were cut; replay never reads them (history.h)
-//   STATE/lock                            flocked by the coordinator; left over, it is harmless
+//   STATE/epoch-00000007.lease            its coordinator lives (lease.h)
 //
 // A file is a row of records: u64 xxh3-64 (seeded with the record's offset) of what follows,
 // u32 length, u32 kind, payload. The first record is a JournalHeader, each further one is the
@@ -69,9 +69,8 @@ class Journal {
 // What the history may take of the disk.
 inline constexpr std::int64_t kHistoryBytesMax = std::int64_t{1} << 30;
 
-// The journal in `folder` (made if missing, mode 0700). read_only: nothing is created, cut or
-// locked; for a look at a folder whose coordinator lives or is gone. kAlreadyExists: another
-// coordinator has the folder.
+// The journal in `folder` (made if missing, mode 0700). read_only: nothing is created or cut; for a
+// look at a folder whose coordinator lives or is gone.
 absl::StatusOr<std::unique_ptr<Journal>> OpenFileJournal(
     const std::string& folder, bool read_only, std::int64_t history_bytes_max = kHistoryBytesMax);
 

@@ -1,9 +1,6 @@
 #include "coordinator/storage/state_folder.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -27,13 +24,25 @@ std::optional<Integer> ParseNumber(std::string_view text) {
   return value;
 }
 
+// What lies between "epoch-" and `suffix`.
+std::optional<std::string_view> NumbersOf(std::string_view name, std::string_view suffix) {
+  constexpr std::string_view kPrefix = "epoch-";
+  if (name.size() < kPrefix.size() + suffix.size()) return std::nullopt;
+  if (!name.starts_with(kPrefix) || !name.ends_with(suffix)) return std::nullopt;
+  return name.substr(kPrefix.size(), name.size() - kPrefix.size() - suffix.size());
+}
+
+// "epoch-00000007.lease".
+std::optional<std::uint64_t> ParseLeaseName(std::string_view name) {
+  const auto numbers = NumbersOf(name, ".lease");
+  return numbers ? ParseNumber<std::uint64_t>(*numbers) : std::nullopt;
+}
+
 // "epoch-00000007.journal" or "epoch-00000007.0002.journal".
 std::optional<JournalFileId> ParseJournalName(std::string_view name) {
-  constexpr std::string_view kPrefix = "epoch-";
-  constexpr std::string_view kSuffix = ".journal";
-  if (!name.starts_with(kPrefix) || !name.ends_with(kSuffix)) return std::nullopt;
-  const std::string_view numbers =
-      name.substr(kPrefix.size(), name.size() - kPrefix.size() - kSuffix.size());
+  const auto found_numbers = NumbersOf(name, ".journal");
+  if (!found_numbers) return std::nullopt;
+  const std::string_view numbers = *found_numbers;
   const std::size_t dot = numbers.find('.');
   const auto epoch = ParseNumber<std::uint64_t>(numbers.substr(0, dot));
   if (!epoch) return std::nullopt;
@@ -50,6 +59,8 @@ std::string JournalName(JournalFileId id) {
   return absl::StrFormat("epoch-%08d.%04d.journal", id.epoch, id.segment);
 }
 
+std::string LeaseName(std::uint64_t epoch) { return absl::StrFormat("epoch-%08d.lease", epoch); }
+
 std::string SnapshotName(std::uint64_t index) { return absl::StrFormat("snapshot-%020d", index); }
 
 absl::StatusOr<StateFolder> ListStateFolder(const std::string& folder) {
@@ -61,6 +72,8 @@ absl::StatusOr<StateFolder> ListStateFolder(const std::string& folder) {
     const std::string name = entries->path().filename().string();
     if (const auto id = ParseJournalName(name)) {
       found.journals.push_back(*id);
+    } else if (const auto epoch = ParseLeaseName(name)) {
+      found.leases.push_back(*epoch);
     } else if (name.starts_with(kSnapshotPrefix)) {
       const auto index =
           ParseNumber<std::uint64_t>(std::string_view(name).substr(kSnapshotPrefix.size()));
@@ -73,6 +86,7 @@ absl::StatusOr<StateFolder> ListStateFolder(const std::string& folder) {
   }
   if (error) return ErrnoStatus(error.value(), absl::StrCat("reading the state folder ", folder));
   std::sort(found.journals.begin(), found.journals.end());
+  std::sort(found.leases.begin(), found.leases.end());
   std::sort(found.snapshots.begin(), found.snapshots.end());
   return found;
 }
@@ -87,30 +101,6 @@ absl::Status MakeStateFolder(const std::string& folder) {
     return ErrnoStatus(errno, absl::StrCat("making the state folder ", folder));
   }
   return absl::OkStatus();
-}
-
-absl::StatusOr<int> LockStateFolder(const std::string& folder) {
-  const std::string path = absl::StrCat(folder, "/lock");
-  const int file = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-  if (file < 0) return ErrnoStatus(errno, absl::StrCat("opening ", path));
-  if (::flock(file, LOCK_EX | LOCK_NB) != 0 && errno != ENOLCK && errno != EOPNOTSUPP) {
-    const int error = errno;
-    ::close(file);
-    if (error != EWOULDBLOCK) return ErrnoStatus(error, absl::StrCat("locking ", path));
-    const absl::StatusOr<std::string> holder = ReadFile(path, 64);
-    return absl::AlreadyExistsError(
-        absl::StrCat("the state folder ", folder, " belongs to another coordinator that runs",
-                     holder.ok() && !holder->empty() ? absl::StrCat(" (pid ", *holder, ")") : "",
-                     "; stop it, or choose another folder"));
-  }
-  const std::string pid = absl::StrCat(::getpid());
-  if (::ftruncate(file, 0) != 0 ||
-      ::pwrite(file, pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size())) {
-    const absl::Status status = ErrnoStatus(errno, absl::StrCat("writing ", path));
-    ::close(file);
-    return status;
-  }
-  return file;
 }
 
 }  // namespace paceline::storage

@@ -21,21 +21,18 @@ struct JournalFileId {
 
 struct StateFolder {
   std::vector<JournalFileId> journals;   // ascending
+  std::vector<std::uint64_t> leases;     // by epoch, ascending
   std::vector<std::uint64_t> snapshots;  // by index, ascending
   std::vector<std::string> drafts;       // snapshots whose writer died
 };
 
 std::string JournalName(JournalFileId id);
+std::string LeaseName(std::uint64_t epoch);
 std::string SnapshotName(std::uint64_t index);
 
 absl::StatusOr<StateFolder> ListStateFolder(const std::string& folder);
 
 // Makes `folder` (mode 0700) and those above it, where missing.
 absl::Status MakeStateFolder(const std::string& folder);
-
-// Takes the folder for this process until the descriptor is closed: the kernel lets go of it
-// when the process dies, however it dies. kAlreadyExists: another coordinator has it. Where the
-// file system knows no flock, epochs alone keep two coordinators apart.
-absl::StatusOr<int> LockStateFolder(const std::string& folder);
 
 }  // namespace paceline::storage

@@ -2,6 +2,7 @@
 
 #include <grpcpp/grpcpp.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstdio>
@@ -20,12 +21,15 @@ constexpr std::chrono::seconds kCallTimeout{3};
 
 absl::Status FromGrpc(const std::string& call, const grpc::Status& status) {
   if (status.ok()) return absl::OkStatus();
+  // Nobody cancels here: the coordinator has ended before it took the call.
+  const bool gone = status.error_code() == grpc::StatusCode::UNAVAILABLE ||
+                    status.error_code() == grpc::StatusCode::CANCELLED;
+  const bool silent = status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED;
   // The two libraries number their codes alike.
-  return absl::Status(static_cast<absl::StatusCode>(status.error_code()),
-                      status.error_code() == grpc::StatusCode::UNAVAILABLE ||
-                              status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED
-                          ? call + ": the coordinator does not answer: " + status.error_message()
-                          : status.error_message());
+  return absl::Status(
+      gone ? absl::StatusCode::kUnavailable : static_cast<absl::StatusCode>(status.error_code()),
+      gone || silent ? call + ": the coordinator does not answer: " + status.error_message()
+                     : status.error_message());
 }
 
 }  // namespace
@@ -61,7 +65,11 @@ absl::StatusOr<std::unique_ptr<CoordinatorClient>> CoordinatorClient::ForFolder(
     return absl::UnavailableError("run " + folder.run_id + " has no coordinator");
   }
   RETURN_IF_ERROR(file.status());
-  if (file->pid <= 0 || (::kill(static_cast<pid_t>(file->pid), 0) != 0 && errno == ESRCH)) {
+  char host[256] = {};
+  const bool is_here =
+      file->host.empty() || (::gethostname(host, sizeof(host) - 1) == 0 && file->host == host);
+  if (file->pid <= 0 ||
+      (is_here && ::kill(static_cast<pid_t>(file->pid), 0) != 0 && errno == ESRCH)) {
     return absl::UnavailableError("the coordinator of run " + folder.run_id + " (process " +
                                   std::to_string(file->pid) + ") has ended");
   }

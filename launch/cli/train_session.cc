@@ -131,8 +131,8 @@ class Session {
                                    .slots_per_node = options.slots_per_node});
     }
     ASSIGN_OR_RETURN(cluster_, LocalCluster::Start(std::move(options), kStartTimeout));
-    client_ = std::make_unique<CoordinatorClient>(cluster_->coordinator().address, token);
     token_ = token;
+    Connect();
     RETURN_IF_ERROR(Submit());
     // A run that had nothing left to do has ended already, and would keep no agent.
     if (Look() && HasEnded(view_.status.state())) {
@@ -182,13 +182,27 @@ class Session {
     }
   }
 
-  // False: the coordinator did not answer; it is dead (and told so by its end) or busy.
+  void Connect() {
+    client_ = std::make_unique<CoordinatorClient>(cluster_->coordinator().address, token_);
+  }
+
+  // False: the coordinator did not answer; it is dead (and told so by its end), replaced, or busy.
   bool Look() {
     absl::StatusOr<v1::RunStatus> status = client_->GetRun(request_.folder.run_id);
-    if (!status.ok()) return false;
+    if (!status.ok()) {
+      if (cluster_->FindNextCoordinator()) SayWhoLeads();
+      return false;
+    }
     view_ = {.status = *std::move(status), .live = true};
     output_.Show(reporter_.Update(view_.status, Elapsed()));
     return true;
+  }
+
+  void SayWhoLeads() {
+    const CoordinatorFile& file = cluster_->coordinator();
+    output_.Event("the coordinator of epoch " + std::to_string(file.epoch) + " leads (" +
+                  file.host + ", process " + std::to_string(file.pid) + ")");
+    Connect();
   }
 
   void AskToStop() {
@@ -217,7 +231,7 @@ class Session {
         RETURN_IF_ERROR(MayRestart(ended.name, end));
         output_.Event("starting the coordinator again");
         RETURN_IF_ERROR(cluster_->RestartCoordinator(kStartTimeout));
-        client_ = std::make_unique<CoordinatorClient>(cluster_->coordinator().address, token_);
+        SayWhoLeads();
       } else if (ended.name == kMpirun) {
         ended_job_ = end;
         if (!ended.exit.clean()) output_.Event(end);

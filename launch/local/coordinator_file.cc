@@ -14,6 +14,7 @@ absl::StatusOr<CoordinatorFile> ReadCoordinatorFile(const std::string& path) {
     file.address = json.at("address").get<std::string>();
     file.epoch = json.at("epoch").get<std::uint64_t>();
     file.pid = json.at("pid").get<std::int64_t>();
+    file.host = json.value("host", "");
     file.metrics_address = json.value("metrics_address", "");
   } catch (const nlohmann::json::exception& error) {
     return absl::InvalidArgumentError(path + " is not a coordinator's: " + error.what());

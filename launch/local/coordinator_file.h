@@ -13,6 +13,7 @@ struct CoordinatorFile {
   std::string address;  // HOST:PORT of its gRPC server
   std::string metrics_address;
   std::uint64_t epoch = 0;
+  std::string host;  // on which `pid` runs; empty: the coordinator did not say
   std::int64_t pid = 0;
 };
 

@@ -70,25 +70,41 @@ struct LocalCluster::Impl {
     return absl::OkStatus();
   }
 
+  std::vector<std::string> CoordinatorCommand() const {
+    return {Program("paceline-coordinator"), "--state-dir", options.state_folder, "--token-file",
+            options.token_path};
+  }
+
   absl::Status StartCoordinator(milliseconds timeout) {
     // What a former coordinator left names an address at which nobody answers, or somebody else.
     std::error_code ignored;
     std::filesystem::remove(options.coordinator_json, ignored);
-    RETURN_IF_ERROR(
-        StartChild(kCoordinator, {Program("paceline-coordinator"), "--state-dir",
-                                  options.state_folder, "--token-file", options.token_path}));
+    RETURN_IF_ERROR(StartChild(kCoordinator, CoordinatorCommand()));
     return WaitForCoordinator(timeout);
+  }
+
+  absl::Status RestartCoordinator(milliseconds timeout) {
+    const pid_t ended = children.front().process->pid();
+    std::vector<std::string> command = CoordinatorCommand();
+    command.push_back("--standby");
+    RETURN_IF_ERROR(StartChild(kCoordinator, std::move(command)));
+    FindNextCoordinator();
+    if (coordinator.pid != ended) return absl::OkStatus();  // Another leads already.
+    return WaitForCoordinator(timeout);
+  }
+
+  bool FindNextCoordinator() {
+    absl::StatusOr<CoordinatorFile> file = ReadCoordinatorFile(options.coordinator_json);
+    if (!file.ok() || file->epoch <= coordinator.epoch) return false;
+    coordinator = *std::move(file);
+    return true;
   }
 
   absl::Status WaitForCoordinator(milliseconds timeout) {
     const Child& child = children.front();
     const auto deadline = steady_clock::now() + timeout;
     while (true) {
-      absl::StatusOr<CoordinatorFile> file = ReadCoordinatorFile(options.coordinator_json);
-      if (file.ok() && file->pid == child.process->pid()) {
-        coordinator = *std::move(file);
-        return absl::OkStatus();
-      }
+      if (FindNextCoordinator()) return absl::OkStatus();
       if (const std::optional<ProcessExit> exit = child.process->exit()) {
         const std::vector<std::string> tail = child.process->stderr_tail();
         return absl::Status(CodeFor(*exit),
@@ -147,8 +163,10 @@ absl::Status LocalCluster::StartNodes() {
 }
 
 absl::Status LocalCluster::RestartCoordinator(milliseconds timeout) {
-  return impl_->StartCoordinator(timeout);
+  return impl_->RestartCoordinator(timeout);
 }
+
+bool LocalCluster::FindNextCoordinator() { return impl_->FindNextCoordinator(); }
 
 absl::Status LocalCluster::RestartNode(const std::string& name) { return impl_->StartAgent(name); }
 

@@ -61,12 +61,16 @@ class LocalCluster {
   // The agents, or the job that brings its own.
   absl::Status StartNodes();
 
-  // A coordinator that ended is started again on its state (as the next epoch); agents find it
-  // by themselves.
+  // A coordinator that ended is started again on its state, as a standby: it leads the next epoch,
+  // unless another that stood by was faster, and then waits for that one's end. Either is what
+  // coordinator() tells afterwards; agents find it by themselves.
   absl::Status RestartCoordinator(std::chrono::milliseconds timeout);
+  // Whether coordinator.json tells of a later epoch than coordinator() did; takes it up.
+  bool FindNextCoordinator();
   // An agent that ended is started again, as a new incarnation of the node `name`.
   absl::Status RestartNode(const std::string& name);
 
+  // The one that leads, as far as is known: the child, or one that took over.
   const CoordinatorFile& coordinator() const;
   // Children whose end has not been told yet.
   std::vector<Ended> TakeEnded();

@@ -18,6 +18,7 @@
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "common/process.h"
@@ -35,6 +36,7 @@ using namespace std::chrono_literals;
 constexpr auto kLimit = 20s;  // of anything here; a busy machine is slow, not wrong
 constexpr int kBadInput = 2;
 constexpr int kBroken = 70;
+constexpr int kRetry = 75;
 
 // Waits until `path` exists.
 bool WaitForFile(const std::filesystem::path& path) {
@@ -89,6 +91,8 @@ class RunningCoordinator {
     process_->Kill();
     process_->Wait();
   }
+  void Stop() { process_->Signal(SIGSTOP); }
+  void Continue() { process_->Signal(SIGCONT); }
   int Terminate() {
     process_->Signal(SIGTERM);
     return ExitCode();
@@ -443,6 +447,64 @@ TEST_F(CoordinatorServerTest, SecondCoordinatorOnTheFolderIsRefused) {
   EXPECT_EQ(ReadWhole(State() + "/coordinator.json"), info);
   v1::RunStatus status;
   EXPECT_EQ(GetRun(first, "none", &status).error_code(), grpc::StatusCode::NOT_FOUND);
+}
+
+TEST_F(CoordinatorServerTest, StandbyTakesOverFromAKilledLeader) {
+  RunningCoordinator leader(State());
+  leader.WaitUntilItListens();
+  ASSERT_TRUE(Submit(leader, Submission("run-1")).ok());
+  auto standby = Process::Start({.argv = {Program(), "--state-dir", State(), "--standby"},
+                                 .log_path = folder_ / "standby.log"});
+  ASSERT_TRUE(standby.ok());
+  std::filesystem::remove(State() + "/coordinator.json");
+  leader.KillNow();
+  ASSERT_TRUE(WaitForFile(State() + "/coordinator.json"));
+  const auto info = nlohmann::json::parse(ReadWhole(State() + "/coordinator.json"));
+  EXPECT_EQ(info["pid"], (*standby)->pid());
+  EXPECT_EQ(info["epoch"], 2);
+  EXPECT_EQ(ReadWhole(State() + "/coordinator.json"),
+            ReadWhole(folder_ / "run-1/coordinator.json"));
+  (*standby)->Signal(SIGTERM);
+  const auto exit = (*standby)->WaitFor(kLimit);
+  ASSERT_TRUE(exit);
+  EXPECT_TRUE(exit->clean()) << ReadWhole(folder_ / "standby.log");
+}
+
+TEST_F(CoordinatorServerTest, StandbyThatIsAskedToEndWhileItWaitsEndsCleanly) {
+  RunningCoordinator leader(State());
+  leader.WaitUntilItListens();
+  auto standby = Process::Start({.argv = {Program(), "--state-dir", State(), "--standby"},
+                                 .log_path = folder_ / "standby.log"});
+  ASSERT_TRUE(standby.ok());
+  (*standby)->Signal(SIGTERM);
+  const auto exit = (*standby)->WaitFor(kLimit);
+  ASSERT_TRUE(exit);
+  EXPECT_FALSE(std::filesystem::exists(State() + "/epoch-00000002.journal"));
+  v1::RunStatus status;
+  EXPECT_EQ(GetRun(leader, "none", &status).error_code(), grpc::StatusCode::NOT_FOUND);
+}
+
+// A client that still speaks to it hears no old truth, and it changes no file.
+TEST_F(CoordinatorServerTest, StoppedLeaderIsReplacedAndEndsWhenItGoesOn) {
+  RunningCoordinator leader(State(), {"--budget-ms", "500"});
+  leader.WaitUntilItListens();
+  const v1::SubmitRunRequest submission = Submission("run-1");
+  ASSERT_TRUE(Submit(leader, submission).ok());
+  leader.Stop();
+  RunningCoordinator next(State(), {"--standby"}, folder_ / "next.log");
+  next.WaitUntilItListens();
+  EXPECT_EQ(next.info()["epoch"], 2);
+  const std::string info = ReadWhole(folder_ / "run-1/coordinator.json");
+  // Nothing is journaled for a repeat: the answer alone, and coordinator.json, would be old.
+  grpc::Status repeat;
+  std::thread client([&] { repeat = Submit(leader, submission); });
+  leader.Continue();
+  EXPECT_EQ(leader.ExitCode(), kRetry);
+  client.join();
+  EXPECT_FALSE(repeat.ok());
+  EXPECT_THAT(ReadWhole(State() + "/log"), HasSubstr("leads no more"));
+  EXPECT_EQ(ReadWhole(folder_ / "run-1/coordinator.json"), info);
+  EXPECT_TRUE(Submit(next, submission).ok());
 }
 
 TEST_F(CoordinatorServerTest, PortInUseIsRefusedByName) {

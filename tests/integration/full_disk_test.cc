@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -15,6 +16,7 @@
 
 #include "common/files.h"
 #include "coordinator/storage/journal.h"
+#include "coordinator/take_over.h"
 #include "tests/support/temp_folder.h"
 
 namespace paceline::storage {
@@ -100,6 +102,21 @@ TEST(FullDiskTest, TheJournalTakesItsRoomOnAndThenSaysSoLosingNothingAcknowledge
   };
   ASSERT_TRUE((*journal)->Read(no_snapshot, count).ok());
   EXPECT_EQ(found, acknowledged);
+}
+
+// It could not write a word into the epoch's file that ends the one that leads.
+TEST(FullDiskTest, WhoCannotLeadForWantOfRoomEndsNobody) {
+  using std::chrono::milliseconds;
+  const SmallDisk disk;
+  ASSERT_TRUE(disk.status().ok()) << disk.status();
+  const TakeOverOptions options{
+      .state_dir = disk / "state", .look_interval = milliseconds{10}, .lease = milliseconds{100}};
+  auto leader = TakeOver(options);
+  ASSERT_TRUE(leader.ok()) << leader.status();
+  disk.Fill();
+  EXPECT_EQ(TakeOver(options).status().code(), absl::StatusCode::kResourceExhausted);
+  const absl::Status appended = leader->journal->Append({FactAt(1)});
+  EXPECT_TRUE(appended.ok()) << appended;
 }
 
 }  // namespace

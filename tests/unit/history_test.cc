@@ -240,13 +240,11 @@ TEST_F(HistoryTest, TornTailOfTheLastFileIsPassedOver) {
 TEST_F(HistoryTest, CoordinatorWhoseFileWentToTheHistoryIsFencedAndUnheard) {
   auto stale = Take();
   Append(*stale, 1);
-  std::filesystem::remove(PathOf("lock"));
   {
     auto newer = Take();
     Append(*newer, 1);
     Snapshot(*newer);
   }
-  std::filesystem::remove(PathOf("lock"));
   auto newest = Take();
   Snapshot(*newest);
   EXPECT_EQ(stale->Append({FactAt(2)}).code(), absl::StatusCode::kFailedPrecondition);

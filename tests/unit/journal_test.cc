@@ -308,18 +308,6 @@ TEST_F(JournalTest, NewerVersionIsRefusedNamingBoth) {
   EXPECT_THAT(message, HasSubstr("up to " + std::to_string(kJournalVersion)));
 }
 
-TEST_F(JournalTest, SecondOpenerIsRefusedAndAStaleLockIsHarmless) {
-  auto first = OpenFileJournal(folder_, false);
-  ASSERT_TRUE(first.ok());
-  const auto second = OpenFileJournal(folder_, false);
-  ASSERT_EQ(second.status().code(), absl::StatusCode::kAlreadyExists);
-  EXPECT_THAT(std::string(second.status().message()), HasSubstr(std::to_string(::getpid())));
-
-  first->reset();
-  EXPECT_TRUE(std::filesystem::exists(PathOf("lock")));
-  EXPECT_TRUE(OpenFileJournal(folder_, false).ok());
-}
-
 TEST_F(JournalTest, SnapshotReplacesWhatLiesBeforeItAndTheTailIsReplayed) {
   {
     auto journal = Take();

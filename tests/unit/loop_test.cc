@@ -14,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include "tests/support/temp_folder.h"
+
 namespace paceline {
 namespace {
 
@@ -130,6 +132,7 @@ class LoopTest : public ::testing::Test {
                     .outbox = outbox_,
                     .files = files_,
                     .coordinator_files = coordinator_files_,
+                    .fence = fence_,
                     .metrics = metrics_,
                     .on_broken = [this](const absl::Status& status) { broken_.set_value(status); }},
         options);
@@ -153,8 +156,10 @@ class LoopTest : public ::testing::Test {
   HeldJournal journal_;
   CountingOutbox outbox_;
   FileWorker files_;
-  CoordinatorFiles coordinator_files_;
-  CoordinatorMetrics metrics_{1, 0};
+  TempFolder folder_;
+  storage::EpochFence fence_{folder_.path(), Epoch{1}};
+  CoordinatorFiles coordinator_files_{fence_};
+  CoordinatorMetrics metrics_{0};
   std::promise<absl::Status> broken_;
   std::unique_ptr<core::Core> core_;
   std::unique_ptr<Loop> loop_;
@@ -249,6 +254,31 @@ TEST_F(LoopTest, SnapshotFollowsEverySoManyFacts) {
   }
   EXPECT_TRUE(loop_->Stop().ok());
   EXPECT_GE(journal_.snapshots().size(), 3u);
+}
+
+// It stood still, and goes on without knowing: not even what needs no append leaves.
+TEST_F(LoopTest, LoopThatWasReplacedAnswersNobody) {
+  Make(LoopOptions{.fence_interval = 0ms});
+  loop_->Start();
+  loop_->Post(Registration(1));
+  ASSERT_TRUE(outbox_.WaitFor(1));
+  WriteWhole(folder_ / "epoch-00000002.journal", "");
+  EXPECT_EQ(Nodes().status().code(), absl::StatusCode::kUnavailable);
+  auto broken = broken_.get_future();
+  ASSERT_EQ(broken.wait_for(kLimit), std::future_status::ready);
+  EXPECT_EQ(broken.get().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(loop_->Stop().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(journal_.snapshots().empty());
+}
+
+TEST_F(LoopTest, LoopThatIsToldOfItsSuccessorWritesNoLastSnapshot) {
+  loop_->Start();
+  loop_->Post(Registration(1));
+  ASSERT_TRUE(outbox_.WaitFor(1));
+  loop_->Abandon(absl::FailedPreconditionError("replaced"));
+  EXPECT_EQ(broken_.get_future().get().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(loop_->Stop().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(journal_.snapshots().empty());
 }
 
 }  // namespace

@@ -26,11 +26,13 @@ class RunFilesTest : public ::testing::Test {
   }
 
   TempFolder folder_;
+  TempFolder state_;
+  const storage::EpochFence fence_{state_.path(), Epoch{1}};
   std::string checkpoint_;
 };
 
 TEST_F(RunFilesTest, PublishingRenamesThePendingManifestAndMayBeRepeated) {
-  ASSERT_TRUE(WritePendingManifest(checkpoint_, Manifest{.step = 100}).ok());
+  ASSERT_TRUE(WritePendingManifest(fence_, checkpoint_, Manifest{.step = 100}).ok());
   EXPECT_TRUE(Has("manifest.json.pending"));
   EXPECT_FALSE(Has("manifest.json"));
 
@@ -46,7 +48,7 @@ TEST_F(RunFilesTest, NoManifestIsWrittenWhereAPartIsNotAsItsRankReportedIt) {
   Manifest manifest;
   manifest.parts = {{"rank-00000.safetensors", 5, {}}, {"rank-00001.safetensors", 5, {}}};
   const auto refusal = [&] {
-    const absl::Status status = WritePendingManifest(checkpoint_, manifest);
+    const absl::Status status = WritePendingManifest(fence_, checkpoint_, manifest);
     EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
     EXPECT_FALSE(Has("manifest.json.pending"));
     return std::string(status.message());
@@ -55,7 +57,7 @@ TEST_F(RunFilesTest, NoManifestIsWrittenWhereAPartIsNotAsItsRankReportedIt) {
   WriteWhole(checkpoint_ + "/rank-00001.safetensors", "1234");
   EXPECT_THAT(refusal(), HasSubstr("rank-00001.safetensors has 4 bytes, its rank reported 5"));
   WriteWhole(checkpoint_ + "/rank-00001.safetensors", "12345");
-  EXPECT_TRUE(WritePendingManifest(checkpoint_, manifest).ok());
+  EXPECT_TRUE(WritePendingManifest(fence_, checkpoint_, manifest).ok());
 }
 
 TEST_F(RunFilesTest, PublishingWithoutAnyManifestIsAnErrorThatNamesIt) {
@@ -65,7 +67,7 @@ TEST_F(RunFilesTest, PublishingWithoutAnyManifestIsAnErrorThatNamesIt) {
 }
 
 TEST_F(RunFilesTest, DeletedCheckpointIsGoneAndDeletingAgainIsHarmless) {
-  ASSERT_TRUE(WritePendingManifest(checkpoint_, Manifest{.step = 100}).ok());
+  ASSERT_TRUE(WritePendingManifest(fence_, checkpoint_, Manifest{.step = 100}).ok());
   ASSERT_TRUE(PublishManifest(checkpoint_).ok());
   WriteWhole(checkpoint_ + "/rank-0.safetensors", "bytes");
   EXPECT_TRUE(DeleteCheckpoint(checkpoint_, /*committed=*/true).ok());
@@ -75,7 +77,7 @@ TEST_F(RunFilesTest, DeletedCheckpointIsGoneAndDeletingAgainIsHarmless) {
 }
 
 TEST_F(RunFilesTest, DiscardingNeverDeletesWhatHoldsAManifest) {
-  ASSERT_TRUE(WritePendingManifest(checkpoint_, {}).ok());
+  ASSERT_TRUE(WritePendingManifest(fence_, checkpoint_, {}).ok());
   ASSERT_TRUE(PublishManifest(checkpoint_).ok());
   EXPECT_EQ(DeleteCheckpoint(checkpoint_, /*committed=*/false).code(),
             absl::StatusCode::kFailedPrecondition);
@@ -95,8 +97,8 @@ TEST_F(RunFilesTest, SweepingRemovesOnlyWhatWasNeverCommittedAndIsNotBeingWritte
   make("step-100", "rank-00000.safetensors");                 // not Paceline's
   const std::string dir = folder_.path();
 
-  EXPECT_TRUE(SweepCheckpoints(dir, 2, {dir + "/step-00000080-g1"}).ok());
-  EXPECT_TRUE(SweepCheckpoints(dir + "/missing", 2, {}).ok());
+  EXPECT_TRUE(SweepCheckpoints(fence_, dir, 2, {dir + "/step-00000080-g1"}).ok());
+  EXPECT_TRUE(SweepCheckpoints(fence_, dir + "/missing", 2, {}).ok());
 
   std::vector<std::string> left;
   for (const auto& entry : std::filesystem::directory_iterator(dir)) {
@@ -116,13 +118,13 @@ TEST_F(RunFilesTest, FolderThatIsNoCheckpointIsNeverDeleted) {
 }
 
 TEST_F(RunFilesTest, CoordinatorFilesAreRemovedOnlyWhereTheyAreStillItsOwn) {
-  CoordinatorFiles files;
+  CoordinatorFiles files(fence_);
   files.SetInfo({.address = "127.0.0.1:1", .epoch = 1});
   std::filesystem::create_directory(folder_ / "a");
   std::filesystem::create_directory(folder_ / "b");
   ASSERT_TRUE(files.WriteTo(folder_ / "a").ok());
   ASSERT_TRUE(files.WriteTo(folder_ / "b").ok());
-  CoordinatorFiles next;
+  CoordinatorFiles next(storage::EpochFence(state_.path(), Epoch{2}));
   next.SetInfo({.address = "127.0.0.1:2", .epoch = 2});
   ASSERT_TRUE(next.WriteTo(folder_ / "b").ok());
 
@@ -130,6 +132,44 @@ TEST_F(RunFilesTest, CoordinatorFilesAreRemovedOnlyWhereTheyAreStillItsOwn) {
 
   EXPECT_FALSE(std::filesystem::exists(folder_ / "a/coordinator.json"));
   EXPECT_THAT(ReadWhole(folder_ / "b/coordinator.json"), HasSubstr("127.0.0.1:2"));
+}
+
+// Its last word came after the next one's first: that one says again who leads.
+TEST_F(RunFilesTest, CoordinatorFilesThatAFormerCoordinatorTouchedAreWrittenAnew) {
+  CoordinatorFiles files(fence_);
+  files.SetInfo({.address = "127.0.0.1:2", .epoch = 2});
+  std::filesystem::create_directory(folder_ / "a");
+  std::filesystem::create_directory(folder_ / "b");
+  std::filesystem::create_directory(folder_ / "c");
+  for (const char* run : {"a", "b", "c"}) ASSERT_TRUE(files.WriteTo(folder_ / run).ok());
+  WriteWhole(folder_ / "a/coordinator.json", "{\"address\": \"127.0.0.1:1\", \"epoch\": 1}");
+  std::filesystem::remove(folder_ / "b/coordinator.json");
+  std::filesystem::remove_all(folder_ / "c");
+
+  EXPECT_TRUE(files.Tend().ok());
+
+  EXPECT_THAT(ReadWhole(folder_ / "a/coordinator.json"), HasSubstr("127.0.0.1:2"));
+  EXPECT_THAT(ReadWhole(folder_ / "b/coordinator.json"), HasSubstr("127.0.0.1:2"));
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "c"));
+}
+
+TEST_F(RunFilesTest, ReplacedCoordinatorWritesNoManifestAndNoCoordinatorFile) {
+  CoordinatorFiles files(fence_);
+  files.SetInfo({.address = "127.0.0.1:1", .epoch = 1});
+  WriteWhole(state_ / "epoch-00000002.journal", "");
+  EXPECT_EQ(WritePendingManifest(fence_, checkpoint_, Manifest{.step = 100}).code(),
+            absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(files.WriteTo(checkpoint_).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(std::filesystem::is_empty(checkpoint_));
+}
+
+TEST_F(RunFilesTest, SweepingTakesDraftsOfFormerCoordinatorsFromEveryCheckpoint) {
+  const std::string draft = checkpoint_ + "/manifest.json.pending.draft-e1";
+  WriteWhole(draft, "{}");
+  const storage::EpochFence next(state_.path(), Epoch{2});
+  EXPECT_TRUE(SweepCheckpoints(next, folder_.path(), /*last_generation=*/1, {}).ok());
+  EXPECT_FALSE(std::filesystem::exists(draft));
+  EXPECT_TRUE(std::filesystem::exists(checkpoint_)) << "generation 2 may still write it";
 }
 
 }  // namespace

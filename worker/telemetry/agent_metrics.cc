@@ -41,6 +41,7 @@ struct RankMetric {
   bool (*present)(const RankView&) = [](const RankView&) { return true; };
 };
 
+// Long: a table.
 const RankMetric kRankMetrics[] = {
     {"paceline_rank_generation", "Generation that the rank trains in.", MetricType::Gauge,
      [](const RankView& rank) { return static_cast<double>(rank.key.generation()); }},
