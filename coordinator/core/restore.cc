@@ -5,39 +5,63 @@
 #include <utility>
 
 #include "common/parallel_layout.h"
+#include "coordinator/core/planner.h"
 
 namespace paceline::core {
-namespace {
 
-// Ranks of one key hold the same state.
-std::pair<int, int> PlaceOf(const ParallelLayout& layout, int rank) {
-  if (layout.shard_optimizer) return {rank, 0};
-  const RankCoordinates at = CoordinatesOf(layout, rank);
-  return {at.stage, at.expert};
+bool SameState(const v1::Layout& a, const v1::Layout& b) {
+  if (SameLayout(a, b)) return true;
+  return a.pipeline() == b.pipeline() && a.expert() == b.expert() &&
+         a.virtual_stages() == b.virtual_stages() && !a.shard_optimizer() && !b.shard_optimizer();
 }
 
-}  // namespace
+// rank = (copy * pipeline + stage) * expert + expert index, as common/parallel_layout.h has it.
+std::int32_t StateOf(const v1::Layout& layout, std::int32_t rank) {
+  return layout.shard_optimizer() ? rank : rank % (layout.pipeline() * layout.expert());
+}
 
-RestorePoint RestoreFor(const Run& run, const HeldSteps& held) {
+HeldSteps HeldInPlace(const Run& run, const HeldSteps& held, const v1::Layout& layout,
+                      const std::vector<v1::RankPlacement>& placements) {
+  HeldSteps in_place;
+  if (held.empty() || !SameState(run.plan.layout(), layout)) return in_place;
+  using Place = std::pair<std::uint64_t, std::int32_t>;  // node, slot
+  std::map<Place, std::int32_t> there;                   // former rank
+  for (const auto& [rank, steps] : held) {
+    const v1::RankPlacement& at = run.plan.placements(rank);
+    there[{at.node_id(), at.slot()}] = rank;
+  }
+  for (const v1::RankPlacement& placement : placements) {
+    const auto found = there.find({placement.node_id(), placement.slot()});
+    if (found == there.end()) continue;
+    const std::int32_t former = found->second;
+    if (StateOf(run.plan.layout(), former) != StateOf(layout, placement.rank())) continue;
+    HeldRank& steps = in_place[placement.rank()] = held.at(former);
+    const bool same_rank = former == placement.rank() && SameLayout(run.plan.layout(), layout);
+    if (!same_rank) steps.snapshots.clear();
+  }
+  return in_place;
+}
+
+RestorePoint RestoreFor(const Run& run, const v1::Layout& layout, const HeldSteps& held) {
   const RestorePoint from_disk = {.step = run.CommittedStep()};
-  const ParallelLayout layout = LayoutOf(run.file);
+  const std::int32_t world = layout.pipeline() * layout.data();
   std::set<std::int64_t, std::greater<>> steps;
   for (const auto& [rank, at] : held) {
-    for (const std::int64_t step : at) {
-      if (step > 0 && step >= run.CommittedStep() && step <= run.GrantedUntil()) steps.insert(step);
-    }
+    steps.insert(at.live);
+    steps.insert(at.snapshots.begin(), at.snapshots.end());
   }
   for (const std::int64_t step : steps) {
-    std::map<std::pair<int, int>, std::vector<std::int32_t>> holders;
+    if (step <= 0 || step < run.CommittedStep() || step > run.GrantedUntil()) continue;
+    std::map<std::int32_t, std::vector<std::int32_t>> holders;
     for (const auto& [rank, at] : held) {
-      if (at.contains(step)) holders[PlaceOf(layout, rank)].push_back(rank);
+      if (at.Has(step)) holders[StateOf(layout, rank)].push_back(rank);
     }
     RestorePoint restore = {.live = true, .step = step};
     bool covered = true;
-    for (std::int32_t rank = 0; rank < layout.world_size() && covered; ++rank) {
+    for (std::int32_t rank = 0; rank < world && covered; ++rank) {
       const auto own = held.find(rank);
-      if (own != held.end() && own->second.contains(step)) continue;
-      const auto found = holders.find(PlaceOf(layout, rank));
+      if (own != held.end() && own->second.Has(step)) continue;
+      const auto found = holders.find(StateOf(layout, rank));
       covered = found != holders.end();
       if (!covered) break;
       v1::StateTransfer& transfer = restore.transfers.emplace_back();

@@ -27,7 +27,7 @@ import end_to_end_test as end_to_end  # takes the first two arguments
 BUDGET_MS = 2000
 STEPS_A_SECOND = 40  # about what two cores do of this model; the run may well outlive the script
 CHECKPOINT_DISK_MIB = 24
-SETTINGS = ("--set", "launch.nodes=4", "--set", "layout.pipeline=2", "--set", "layout.expert=2",
+SETTINGS = ("--set", "launch.nodes=4", "--set", "launch.min_nodes=4", "--set", "layout.pipeline=2", "--set", "layout.expert=2",
              "--set", f"failure.budget_ms={BUDGET_MS}", "--set", "failure.max_restarts=100000",
              "--set", "train.lr_schedule=constant", "--set", "train.eval_interval_steps=200",
              "--set", "checkpoint.interval_steps=20")

@@ -59,6 +59,7 @@ v1::GenerationGone SnapshotLedger::Held(const v1::GenerationKey& key) const {
       v1::HeldState& held = *gone.add_held();
       held.set_rank(rank);
       held.set_step(step);
+      held.set_snapshot(true);
     }
   }
   return gone;
