@@ -29,8 +29,8 @@ void DeriveDefaults(const run_file::SettingsReader& reader, ModelSection& model)
 }
 
 // An MPI job's ranks are all there or the job is over.
-void DeriveDefaults(const run_file::SettingsReader& reader, LaunchSection& launch) {
-  if (reader.WasGiven("launch", "min_nodes")) return;
+void DeriveDefaults(LaunchSection& launch) {
+  if (launch.min_nodes > 0) return;
   launch.min_nodes = launch.launcher == "mpi" ? launch.nodes : (launch.nodes + 1) / 2;
 }
 
@@ -68,7 +68,7 @@ absl::StatusOr<RunFile> ParseRunFile(const std::string& text, const std::string&
   for (const Override& given : overrides) reader.TakeOverride(given);
   reader.ReadValues();
   DeriveDefaults(reader, result.model);
-  DeriveDefaults(reader, result.launch);
+  DeriveDefaults(result.launch);
   run_file::CheckTogether(result, reader.findings());
   RETURN_IF_ERROR(reader.findings().ToStatus());
   return result;
