@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "absl/strings/str_cat.h"
 #include "common/check.h"
 
 namespace paceline {
@@ -51,6 +52,35 @@ RankCoordinates CoordinatesOf(const ParallelLayout& layout, int rank) {
 
 int RankAt(const ParallelLayout& layout, int stage, int data) {
   return (data / layout.expert * layout.pipeline + stage) * layout.expert + data % layout.expert;
+}
+
+namespace {
+
+// Micro-batches of one expert rank that cannot be told apart: an interleaved schedule's groups.
+std::int64_t MicroBatchUnit(const ParallelLayout& layout) {
+  return layout.schedule == "interleaved" ? layout.pipeline : 1;
+}
+
+}  // namespace
+
+absl::Status CheckMicroBatches(const ParallelLayout& layout, std::int64_t total) {
+  const std::int64_t unit = layout.expert * MicroBatchUnit(layout);
+  if (total % unit == 0 && total / unit >= layout.expert_data()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("a step's ", total, " micro-batches do not spread over ", layout.expert_data(),
+                   " groups that take a multiple of ", unit, " each"));
+}
+
+MicroBatchRange MicroBatchesOf(const ParallelLayout& layout, int data, std::int64_t total) {
+  const std::int64_t unit = MicroBatchUnit(layout);
+  const std::int64_t units = total / (layout.expert * unit);
+  const std::int64_t groups = layout.expert_data();
+  const std::int64_t group = data / layout.expert;
+  const std::int64_t count = unit * (units / groups + (group < units % groups ? 1 : 0));
+  const std::int64_t before = unit * (units / groups * group + std::min(group, units % groups));
+  return {.first = before * layout.expert + data % layout.expert,
+          .count = count,
+          .stride = layout.expert};
 }
 
 std::vector<int> PipelineGroup(const ParallelLayout& layout, int rank) {

@@ -13,6 +13,7 @@
 
 #include "common/model_shape.h"
 #include "common/run_file.h"
+#include "common/status.h"
 
 namespace paceline {
 
@@ -40,6 +41,27 @@ struct RankCoordinates {
 
 RankCoordinates CoordinatesOf(const ParallelLayout& layout, int rank);
 int RankAt(const ParallelLayout& layout, int stage, int data);
+
+// The micro-batches of a step that one share of the batch takes: `count` of them from `first` on,
+// each `stride` behind the one before.
+struct MicroBatchRange {
+  std::int64_t first = 0;
+  std::int64_t count = 0;
+  std::int64_t stride = 1;
+
+  std::int64_t At(std::int64_t i) const { return first + i * stride; }
+};
+
+// Whether the `total` micro-batches of a step can be spread over the shares of `layout`, evenly or
+// not: ranks that share experts take as many as each other, an interleaved pipeline a multiple of
+// its stages, and nobody none. kInvalidArgument: says what does not fit.
+absl::Status CheckMicroBatches(const ParallelLayout& layout, std::int64_t total);
+
+// Those of share `data`. Expert groups take as many as each other where that goes, otherwise the
+// first ones more, and the groups' ranges follow each other. The ranks of a group take turns, so
+// that the same micro-batches meet in an expert, in the same order, whatever the number of groups:
+// that changes no sum. CheckMicroBatches holds.
+MicroBatchRange MicroBatchesOf(const ParallelLayout& layout, int data, std::int64_t total);
 
 // The ranks of `rank`'s groups, ascending.
 std::vector<int> PipelineGroup(const ParallelLayout& layout, int rank);    // same data index

@@ -199,6 +199,7 @@ struct Process::Impl {
   }
   void Watch();
   void CopyStderr();
+  void TakeNextLog();
   void ReadLogTail();
   void Reap();
 
@@ -216,6 +217,7 @@ struct Process::Impl {
   int early_signal = 0;  // asked for before there was a child
   std::optional<ProcessExit> exit;
   LineTail tail;
+  std::optional<std::pair<std::string, std::string>> next_log;  // path, header
 };
 
 void Process::Impl::Run() {
@@ -327,8 +329,26 @@ void Process::Impl::CopyStderr() {
       const std::lock_guard lock(mutex);
       tail.Add(bytes);
     }
+    TakeNextLog();
     WriteAll(log.get(), bytes);
   }
+}
+
+void Process::Impl::TakeNextLog() {
+  std::optional<std::pair<std::string, std::string>> next;
+  {
+    const std::lock_guard lock(mutex);
+    next.swap(next_log);
+  }
+  if (!next.has_value()) return;
+  FileDescriptor opened(
+      ::open(next->first.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644));
+  if (!opened.valid()) {
+    WriteAll(log.get(), ErrnoStatus(errno, "log " + next->first).ToString() + "\n");
+    return;
+  }
+  WriteAll(opened.get(), next->second + "\n");
+  log = std::move(opened);
 }
 
 void Process::Impl::Watch() {
@@ -454,6 +474,12 @@ void Process::Signal(int signal) {
   if (impl_->phase == Impl::Phase::kOver) return;
   if (impl_->pid >= 0) return impl_->SendLocked(signal);
   if (impl_->early_signal != SIGKILL) impl_->early_signal = signal;
+}
+
+void Process::SwitchLog(std::string log_path, std::string header) {
+  const std::lock_guard lock(impl_->mutex);
+  if (impl_->options.log_path.empty() || impl_->adopted) return;
+  impl_->next_log.emplace(std::move(log_path), std::move(header));
 }
 
 std::optional<ProcessExit> Process::exit() const {

@@ -91,6 +91,11 @@ class Process {
   void Signal(int signal);
   void Kill() { Signal(SIGKILL); }
 
+  // What the child writes to stderr from now on goes to the file `log_path`, after the line
+  // `header`. Opened with the next bytes, by the process's own thread; where that fails the old
+  // log goes on. Without a log of its own: nothing happens.
+  void SwitchLog(std::string log_path, std::string header);
+
   // The child's end; nullopt: it lives, or was never started.
   std::optional<ProcessExit> exit() const;
   // Waits for the end at most `timeout`; nullopt: it still lives.

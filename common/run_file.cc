@@ -28,6 +28,12 @@ void DeriveDefaults(const run_file::SettingsReader& reader, ModelSection& model)
   }
 }
 
+// An MPI job's ranks are all there or the job is over.
+void DeriveDefaults(LaunchSection& launch) {
+  if (launch.min_nodes > 0) return;
+  launch.min_nodes = launch.launcher == "mpi" ? launch.nodes : (launch.nodes + 1) / 2;
+}
+
 struct ValueText {
   std::string operator()(const std::int64_t* value) const { return std::to_string(*value); }
   std::string operator()(const std::uint64_t* value) const { return std::to_string(*value); }
@@ -62,6 +68,7 @@ absl::StatusOr<RunFile> ParseRunFile(const std::string& text, const std::string&
   for (const Override& given : overrides) reader.TakeOverride(given);
   reader.ReadValues();
   DeriveDefaults(reader, result.model);
+  DeriveDefaults(result.launch);
   run_file::CheckTogether(result, reader.findings());
   RETURN_IF_ERROR(reader.findings().ToStatus());
   return result;

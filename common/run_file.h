@@ -106,6 +106,8 @@ struct FailureSection {
 struct LaunchSection {
   std::int64_t nodes = 1;
   std::int64_t slots_per_node = 1;
+  std::int64_t spares = 0;         // nodes beyond `nodes` that wait to take a dead one's place
+  std::int64_t min_nodes = 0;      // with fewer the run waits; default: half of `nodes`, rounded up
   std::string device = "cpu";      // or "cuda"
   std::string launcher = "local";  // or "mpi", "slurm"
   std::string transport = "gloo";  // or "mpi" (launcher "mpi" alone), "nccl"

@@ -257,6 +257,28 @@ void CheckTransport(const LaunchSection& launch, Findings& findings) {
                       "; launcher = \"mpi\" goes with any transport");
 }
 
+void CheckNodes(const LaunchSection& launch, Findings& findings) {
+  if (!findings.AreGood({{"launch", "nodes"},
+                         {"launch", "spares"},
+                         {"launch", "min_nodes"},
+                         {"launch", "launcher"}})) {
+    return;
+  }
+  if (launch.min_nodes > launch.nodes) {
+    findings.Report("launch", "min_nodes",
+                    "must be at most nodes = " + Number(launch.nodes) +
+                        ", since a run never goes on with more; spares do not count");
+  } else if (launch.launcher == "mpi" && launch.min_nodes < launch.nodes) {
+    findings.Report("launch", "min_nodes",
+                    "must be nodes = " + Number(launch.nodes) +
+                        " with launcher = \"mpi\": a job that loses a rank is over");
+  }
+  if (launch.launcher == "mpi" && launch.spares > 0) {
+    findings.Report("launch", "spares",
+                    "must be 0 with launcher = \"mpi\": a job that loses a rank is over");
+  }
+}
+
 }  // namespace
 
 void CheckTogether(const RunFile& run_file, Findings& findings) {
@@ -269,6 +291,7 @@ void CheckTogether(const RunFile& run_file, Findings& findings) {
   CheckExpertParallel(run_file, findings);
   CheckPipeline(run_file, findings);
   CheckTransport(run_file.launch, findings);
+  CheckNodes(run_file.launch, findings);
   CheckTimeouts(run_file.failure, findings);
 }
 

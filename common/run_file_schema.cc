@@ -82,6 +82,8 @@ void AddPlacement(FieldList& fields, RunFile& run_file) {
   fields.Section("launch");
   fields.Add("nodes", &run_file.launch.nodes, IntegerRule{1, 100'000});
   fields.Add("slots_per_node", &run_file.launch.slots_per_node, IntegerRule{1, 256});
+  fields.Add("spares", &run_file.launch.spares, IntegerRule{0, 1000});
+  fields.Add("min_nodes", &run_file.launch.min_nodes, IntegerRule{0, 100'000});
   fields.Add("device", &run_file.launch.device, ChoiceRule{{"cpu", "cuda"}, 1});
   const std::size_t built = PACELINE_HAVE_MPI != 0 ? 2 : 1;
   fields.Add("launcher", &run_file.launch.launcher, ChoiceRule{{"local", "mpi", "slurm"}, built});

@@ -19,6 +19,8 @@ struct Timeouts {
   std::chrono::milliseconds lease;          // a node silent for longer is lost
   std::chrono::milliseconds collective;     // one collective operation, from entry
   std::chrono::milliseconds reconnect_max;  // longest pause between attempts
+  std::chrono::milliseconds rejoin;         // a lost node is waited for; then the run shrinks
+  std::chrono::milliseconds self_test;      // a node's, before it joins a run under way
   std::chrono::milliseconds startup;        // from planning to the generation's first step
   std::chrono::milliseconds checkpoint;     // from a rank's snapshot to its durable part
   std::chrono::milliseconds shutdown;       // from EndGeneration to the workers' end

@@ -88,12 +88,14 @@ Decision Core::Impl::Decide(const Event& event, Now now) {
   std::visit([this](const auto& e) { On(e); }, event);
   RetryDeferred();
   if (std::exchange(retry_plans_, false)) TryPlans();
+  if (std::exchange(consider_moves_, false)) ConsiderMoves();
   due_ = NextDeadline();
   return std::exchange(decision_, {});
 }
 
 SteadyTime Core::Impl::NextDeadline() const {
-  return std::min({leases_.Next(), run_deadlines_.Next(), drains_.Next(), next_charge_});
+  return std::min({leases_.Next(), run_deadlines_.Next(), plan_deadlines_.Next(), drains_.Next(),
+                   tests_.Next(), next_charge_});
 }
 
 void Core::Impl::On(const AgentSaid& event) {
@@ -129,6 +131,8 @@ void Core::Impl::On(const AgentSaid& event) {
       return OnFailed(node, message.failed());
     case v1::AgentMessage::kGone:
       return OnGone(node, message.gone());
+    case v1::AgentMessage::kSelfTestDone:
+      return OnSelfTestDone(node, message.self_test_done());
     case v1::AgentMessage::kRegister:
     case v1::AgentMessage::BODY_NOT_SET:
       break;  // a newer agent's message that this version does not know
@@ -143,7 +147,7 @@ void Core::Impl::On(const SessionClosed& event) {
   NodeRuntime& runtime = nodes_.at(node);
   runtime.session.reset();
   // Only a hint otherwise: its lease decides.
-  if (runtime.released) return LoseNode(node, "released", absl::OkStatus());
+  if (runtime.released) return LoseNode(node, "released", absl::OkStatus(), /*failed=*/false);
   UpdateFree(node);
 }
 
@@ -206,12 +210,19 @@ void Core::Impl::On(const Tick&) {
       continue;
     }
     const double silent = std::chrono::duration<double>(leases_.TtlOf(node)).count();
+    const bool failed = !nodes_.at(node).released;
     LoseNode(node,
              absl::StrCat("node ", state_.nodes.at(node).info.name(),
                           " was silent for its lease of ", silent, " s"),
-             absl::UnavailableError("the node's lease ran out; register again"));
+             absl::UnavailableError("the node's lease ran out; register again"), failed);
   }
   for (const std::string& run_id : run_deadlines_.DueAt(now_.steady)) OnRunDeadline(run_id);
+  for (const std::string& run_id : plan_deadlines_.DueAt(now_.steady)) {
+    plan_deadlines_.Clear(run_id);
+    const Run* run = state_.FindRun(run_id);
+    if (run != nullptr && run->state == v1::RUN_STATE_WAITING) TryPlan(*run);
+  }
+  for (const NodeId node : tests_.DueAt(now_.steady)) OnTestDeadline(node);
   for (const NodeId node : drains_.DueAt(now_.steady)) {
     const v1::GenerationKey key = *nodes_.at(node).draining;
     Drain(node, key, "the generation is over; its workers should have ended by now");

@@ -57,6 +57,14 @@ struct StopRunCalled {
   CallId call;
   v1::StopRunRequest request;
 };
+struct DrainNodeCalled {
+  CallId call;
+  v1::DrainNodeRequest request;
+};
+struct UndrainNodeCalled {
+  CallId call;
+  v1::UndrainNodeRequest request;
+};
 // The shell has found the parts and written the pending manifest (or could not).
 struct ManifestWritten {
   v1::GenerationKey key;
@@ -64,8 +72,8 @@ struct ManifestWritten {
   absl::Status status;
 };
 struct Tick {};
-using Event =
-    std::variant<AgentSaid, SessionClosed, SubmitRunCalled, StopRunCalled, ManifestWritten, Tick>;
+using Event = std::variant<AgentSaid, SessionClosed, SubmitRunCalled, StopRunCalled,
+                           DrainNodeCalled, UndrainNodeCalled, ManifestWritten, Tick>;
 
 // --- effects ---
 struct SendToAgent {
@@ -150,6 +158,8 @@ class Core {
   std::vector<v1::RunStatus> ListRuns(Now now) const;
   // Live nodes with their metrics addresses, in NodeId order.
   std::vector<v1::NodeStatus> Nodes() const;
+  // Those, the drained, and the lost ones of runs that have not ended, in NodeId order.
+  std::vector<v1::NodeStatus> ListNodes(Now now) const;
 
  private:
   struct Impl;

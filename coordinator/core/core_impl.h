@@ -1,7 +1,9 @@
 // The inside of Core: durable state, what lives beside it, and one method for each thing that
 // can happen. Split over core.cc (dispatch, facts, clock), core_nodes.cc (membership),
-// core_runs.cc (generations and the run's life), core_training.cc (what ranks say while they
-// train), core_stalls.cc (who holds them up), core_status.cc (questions).
+// core_members.cc (which nodes get work: drains, quarantine, self-tests, moves), core_plans.cc
+// (which nodes a run goes on with), core_runs.cc (generations and the run's life),
+// core_training.cc (what ranks say while they train), core_stalls.cc (who holds them up),
+// core_status.cc (questions).
 // Invariant: everything here but `state_` can be lost at any instant; agents say it again.
 // Threading: confined to the coordinator loop; holds no lock.
 #pragma once
@@ -66,6 +68,10 @@ struct NodeRuntime {
   std::optional<v1::GenerationKey> draining;  // told to end, not yet gone
   SteadyTime draining_since{};
   bool released = false;
+  std::uint64_t test = 0;   // the self-test that it was asked for; 0: none is under way
+  std::string test_run;     // whose
+  std::string tested_for;   // the run that it has passed one for
+  std::string test_failed;  // the run whose test it failed: that asks again a while later
 };
 
 struct Core::Impl {
@@ -79,6 +85,8 @@ struct Core::Impl {
   void On(const SessionClosed& event);
   void On(const SubmitRunCalled& event);
   void On(const StopRunCalled& event);
+  void On(const DrainNodeCalled& event);
+  void On(const UndrainNodeCalled& event);
   void On(const ManifestWritten& event);
   void On(const Tick& event);
   // A fact takes effect on the state here and goes to the journal with the decision.
@@ -97,7 +105,9 @@ struct Core::Impl {
   void NoteHeld(NodeId node, const v1::GenerationGone& gone);
   void Join(NodeId id, const v1::RegisterNode& info);
   // The node is no member any more: its charge is closed and its generation ended.
-  void LoseNode(NodeId node, const std::string& reason, const absl::Status& to_session);
+  // `failed`: nobody had sent it away.
+  void LoseNode(NodeId node, const std::string& reason, const absl::Status& to_session,
+                bool failed = true);
   void BindSession(SessionId session, NodeId node);
   void GrantLease(NodeId node);
   void TellWhereItStands(NodeId node);
@@ -110,6 +120,38 @@ struct Core::Impl {
   std::vector<FreeNode> FreeNodesFor(const Run& run) const;
   std::int64_t BudgetOf(const Node& node) const;
 
+  // --- core_members.cc ---
+  void OnSelfTestDone(NodeId node, const v1::SelfTestDone& done);
+  void OnTestDeadline(NodeId node);
+  void FailSelfTest(NodeId node, const std::string& error);
+  // A node that has failed too often gets no more work, where its run can go on without it.
+  // `run_id`: the one that it failed, if any.
+  void MaybeQuarantine(NodeId node, const std::string& run_id, const std::string& last_failure);
+  bool CanGoOnWithout(const Run& run, NodeId node) const;
+  // Runs that train on a drained node, or on fewer than they asked for while others are free, are
+  // asked to end their generation at a checkpoint.
+  void ConsiderMoves();
+  void ConsiderMove(const Run& run);
+  void RequestMove(const Run& run, const std::string& reason, bool at_checkpoint);
+  void SendMove(const Run& run, std::optional<NodeId> only);
+  // Nodes that `run` could have, were it to begin anew: its own and the free ones, tested or not.
+  std::vector<FreeNode> NodesWithin(const Run& run, bool tested_alone) const;
+  void BeginSelfTests(const Run& run);
+  FreeNode FreeNodeOf(const Run& run, NodeId node) const;
+
+  // --- core_plans.cc ---
+  void TryPlans();
+  void TryPlan(const Run& run);
+  // How long it waits for all of its nodes, and until when.
+  SteadyTime PatienceOf(const Run& run);
+  // A node of its last generation is away, and nobody has sent it away.
+  bool MayComeBack(const Run& run) const;
+  SteadyTime LeavingUntil(const Run& run) const;
+  void StartGeneration(const Run& run, const Plan& plan);
+  // Nodes of `former` that are not in the run's new one need not keep what they hold.
+  void ForgetHeld(const Run& run, const v1::GenerationStarted& former);
+  bool StaysOn(const Run& run, const Node& node) const;
+
   // --- core_runs.cc ---
   void Submit(CallId call, v1::SubmitRunRequest request);
   // A resume of a run whose generation is open on nodes that nobody has heard of yet waits until
@@ -119,11 +161,6 @@ struct Core::Impl {
   void DiscardDamaged(const Run& run);
   // What crashes left in the run's checkpoint folder goes.
   void Sweep(const Run& run);
-  void TryPlans();
-  void TryPlan(const Run& run);
-  void StartGeneration(const Run& run, const Plan& plan);
-  bool IsLeaving(const Run& run) const;
-  RestorePoint RestoreOf(const Run& run, const Plan& plan) const;
   // The run goes on from `step`: the windows after it go back.
   void RollBackTo(const Run& run, std::int64_t step);
   void AddRuntime(const Run& run);
@@ -171,6 +208,7 @@ struct Core::Impl {
   // --- core_status.cc ---
   v1::RunStatus StatusOf(const Run& run) const;
   v1::NodeStatus StatusOf(const Node& node) const;
+  v1::NodeState StateOf(const Node& node, bool holds_ranks) const;
   std::string WaitingReason(const Run& run) const;
 
   const Run& RunOf(const GenerationRuntime& generation) const {
@@ -186,13 +224,18 @@ struct Core::Impl {
   std::set<NodeId> free_;  // nodes that could take a generation now
   std::int64_t free_slots_ = 0;
   DeadlineSet<NodeId> drains_;
+  DeadlineSet<NodeId> tests_;  // until a self-test is done, or may be tried again
+  std::uint64_t last_test_ = 0;
   std::map<std::string, GenerationRuntime> generations_;             // by run
   std::map<std::string, std::vector<v1::RankProgress>> last_ranks_;  // of ended generations
   std::map<std::string, HeldSteps> held_;  // by run that waits for its next generation
   DeadlineSet<std::string> run_deadlines_;
+  std::map<std::string, SteadyTime> waiting_since_;  // for nodes, by run
+  DeadlineSet<std::string> plan_deadlines_;          // when a waiting run looks again
   std::deque<std::pair<CallId, v1::SubmitRunRequest>> deferred_;
   bool retry_deferred_ = false;
   bool retry_plans_ = false;
+  bool consider_moves_ = false;
   SteadyTime next_charge_;
   SteadyTime due_ = SteadyTime::max();  // NextDeadline() after the last decision
   Now opened_;

@@ -75,6 +75,8 @@ void Core::Impl::BindSession(SessionId session, NodeId node) {
         CloseSession{*runtime.session, absl::UnavailableError("the agent opened another session")});
   }
   runtime.session = session;
+  runtime.test = 0;  // its answer may have been lost with the session before
+  tests_.Clear(node);
   sessions_[session] = node;
   // Registering is a sign of life like a heartbeat.
   runtime.last_heartbeat_ms = WallMs(now_);
@@ -99,6 +101,7 @@ void Core::Impl::TellWhereItStands(NodeId id) {
     const Run& run = state_.runs.at(node.payer);
     SendStart(run, id);
     if (it->second.ready == it->second.ranks.size()) SendPeers(it->second, id);
+    if (!run.move_reason.empty()) SendMove(run, id);
     if (!run.stop_reason.empty()) {
       v1::CoordinatorMessage stop;
       *stop.mutable_stop()->mutable_key() = it->second.key;
@@ -175,9 +178,11 @@ void Core::Impl::OnGone(NodeId id, const v1::GenerationGone& gone) {
   }
 }
 
-void Core::Impl::LoseNode(NodeId id, const std::string& reason, const absl::Status& to_session) {
+void Core::Impl::LoseNode(NodeId id, const std::string& reason, const absl::Status& to_session,
+                          bool failed) {
   const auto lost = nodes_.find(id);
   if (lost == nodes_.end()) return;
+  const std::string payer = state_.nodes.at(id).payer;
   Charge(id);
   if (const auto it = generations_.find(state_.nodes.at(id).payer); it != generations_.end()) {
     if (const auto ranks = it->second.ranks_of.find(id); ranks != it->second.ranks_of.end()) {
@@ -199,11 +204,14 @@ void Core::Impl::LoseNode(NodeId id, const std::string& reason, const absl::Stat
   }
   leases_.Remove(id);
   drains_.Clear(id);
+  tests_.Clear(id);
   v1::Fact left;
   left.mutable_node_left()->set_node_id(id.value());
   left.mutable_node_left()->set_incarnation(state_.nodes.at(id).info.incarnation());
   left.mutable_node_left()->set_reason(reason);
+  left.mutable_node_left()->set_failed(failed);
   Emit(std::move(left));
+  if (failed) MaybeQuarantine(id, payer, reason);
   UpdateFree(id);
   retry_plans_ = true;  // nobody waits for it any more
 }
@@ -252,11 +260,14 @@ void Core::Impl::UpdateFree(NodeId id) {
   const Node& node = state_.nodes.at(id);
   const auto runtime = nodes_.find(id);
   bool free = runtime != nodes_.end() && runtime->second.session && runtime->second.heard &&
-              !runtime->second.draining && !runtime->second.released;
+              !runtime->second.draining && !runtime->second.released && !node.drained;
   if (const auto it = generations_.find(node.payer); free && it != generations_.end()) {
     free = !it->second.ranks_of.contains(id);
   }
-  if (free && free_.insert(id).second) free_slots_ += node.info.slots();
+  if (free && free_.insert(id).second) {
+    free_slots_ += node.info.slots();
+    consider_moves_ = true;
+  }
   if (!free && free_.erase(id) > 0) free_slots_ -= node.info.slots();
 }
 
@@ -265,7 +276,7 @@ std::vector<FreeNode> Core::Impl::FreeNodesFor(const Run& run) const {
   for (const NodeId id : free_) {
     const Node& node = state_.nodes.at(id);
     if (!node.info.run_id().empty() && node.info.run_id() != run.id()) continue;
-    nodes.push_back({id, node.info.slots()});
+    nodes.push_back(FreeNodeOf(run, id));
   }
   return nodes;
 }

@@ -27,9 +27,6 @@ v1::SubmitRunRequest FilledFrom(const Run& run, v1::SubmitRunRequest request) {
   return request;
 }
 
-// Steps that a rank may compute on before its worker has left or was killed.
-constexpr int kLeavingSteps = 4;
-
 // Runs whose last ranks' progress is kept for questions.
 constexpr std::size_t kMaxRanksRemembered = 64;
 
@@ -91,6 +88,7 @@ void Core::Impl::Submit(CallId call, v1::SubmitRunRequest request) {
   *fact.mutable_run_submitted()->mutable_request() = std::move(request);
   const bool known = run != nullptr;
   Emit(std::move(fact));
+  waiting_since_.erase(run_id);
   DiscardDamaged(state_.runs.at(run_id));
   if (known) Sweep(state_.runs.at(run_id));
   Answer(call, absl::OkStatus(), run_id);
@@ -128,91 +126,6 @@ void Core::Impl::Sweep(const Run& run) {
 void Core::Impl::RetryDeferred() {
   if (!std::exchange(retry_deferred_, false)) return;
   for (auto& [call, request] : std::exchange(deferred_, {})) Submit(call, std::move(request));
-}
-
-void Core::Impl::TryPlans() {
-  for (const auto& [id, run] : state_.runs) {
-    if (run.state == v1::RUN_STATE_WAITING && !run.generation_open) TryPlan(run);
-  }
-}
-
-void Core::Impl::TryPlan(const Run& run) {
-  if (run.checkpoints.size() > 0 && run.CommittedStep() >= run.file.train.steps) {
-    return EndRun(run, v1::RUN_STATE_COMPLETED,
-                  absl::StrCat("nothing was left to do: step ", run.CommittedStep(),
-                               " is committed, and [train] steps = ", run.file.train.steps),
-                  false);
-  }
-  if (free_slots_ < run.file.WorldSize()) return;  // cheap: most registrations end here
-  if (IsLeaving(run)) return;
-  const Plan plan = PlanFor(run.file, FreeNodesFor(run), run.plan);
-  if (plan.fits) StartGeneration(run, plan);
-}
-
-// Nodes of the last generation are waited for, though others be free: what their ranks hold in
-// memory saves steps. Their GenerationGone ends it, or their lease, or time: a process that cannot
-// be killed shall not hold up the run.
-bool Core::Impl::IsLeaving(const Run& run) const {
-  const Timeouts limits = TimeoutsFor(run.file.failure);
-  const double step_seconds = std::clamp(run.step.step_seconds(), 0.0, 3600.0);
-  const auto patience =
-      limits.shutdown + limits.lease +
-      kLeavingSteps * std::chrono::milliseconds(static_cast<std::int64_t>(1e3 * step_seconds));
-  return std::any_of(
-      run.plan.placements().begin(), run.plan.placements().end(),
-      [&](const v1::RankPlacement& placement) {
-        const auto node = nodes_.find(NodeId{placement.node_id()});
-        if (node == nodes_.end() || node->second.released) return false;
-        return !node->second.heard ||
-               (node->second.draining && now_.steady < node->second.draining_since + patience);
-      });
-}
-
-// What ranks hold in memory counts where they stay in place.
-RestorePoint Core::Impl::RestoreOf(const Run& run, const Plan& plan) const {
-  HeldSteps in_place;
-  if (const auto held = held_.find(run.id());
-      held != held_.end() && SameLayout(run.plan.layout(), plan.layout)) {
-    for (const auto& [rank, step] : held->second) {
-      const v1::RankPlacement& now = plan.placements[static_cast<std::size_t>(rank)];
-      const v1::RankPlacement& before = run.plan.placements(rank);
-      if (now.node_id() == before.node_id() && now.slot() == before.slot()) in_place[rank] = step;
-    }
-  }
-  return RestoreFor(run, in_place);
-}
-
-void Core::Impl::StartGeneration(const Run& run, const Plan& plan) {
-  const RestorePoint restore = RestoreOf(run, plan);
-  held_.erase(run.id());
-  RollBackTo(run, restore.step);
-  v1::Fact fact;
-  v1::GenerationStarted& started = *fact.mutable_generation_started();
-  *started.mutable_key() = run.key();
-  started.mutable_key()->set_generation(run.generation.value() + 1);
-  *started.mutable_layout() = plan.layout;
-  started.mutable_placements()->Add(plan.placements.begin(), plan.placements.end());
-  if (!restore.live && !run.checkpoints.empty()) {
-    started.set_checkpoint(run.checkpoints.back().folder);
-  }
-  started.set_start_step(restore.step);
-  started.set_start_tokens(TokensAt(run, restore.step));
-  started.set_live(restore.live);
-  started.mutable_transfers()->Add(restore.transfers.begin(), restore.transfers.end());
-  started.set_reason(plan.reason);
-  for (const v1::RankPlacement& placement : plan.placements) {
-    const NodeId id{placement.node_id()};
-    if (state_.nodes.at(id).payer != run.id()) Charge(id);  // idle time up to here
-  }
-  Emit(std::move(fact));
-  AddRuntime(run);
-  GenerationRuntime& generation = generations_.at(run.id());
-  GrantWindows(generation, 0);
-  for (const auto& [node, ranks] : generation.ranks_of) {
-    UpdateFree(node);
-    if (leases_.TtlOf(node) != generation.limits.lease) GrantLease(node);  // this run's budget
-    SendStart(run, node);
-  }
 }
 
 void Core::Impl::AddRuntime(const Run& run) {
@@ -327,6 +240,9 @@ void Core::Impl::RememberRanks(const GenerationRuntime& generation) {
 
 void Core::Impl::AfterGeneration(const std::string& run_id) {
   const Run& run = state_.runs.at(run_id);
+  if (run.failure.has_key() && run.failure.rank() < run.plan.placements_size()) {
+    MaybeQuarantine(NodeId{run.plan.placements(run.failure.rank()).node_id()}, run_id, run.reason);
+  }
   const std::string damaged = run.failure.damaged_checkpoint();
   if (!damaged.empty() && !run.checkpoints.empty() && run.checkpoints.back().folder == damaged) {
     Discard(run, run.CommittedStep(), damaged, absl::StrCat("found damaged: ", run.reason));
@@ -347,6 +263,7 @@ void Core::Impl::AfterGeneration(const std::string& run_id) {
   if (run.CommittedStep() >= run.file.train.steps) {
     return EndRun(run, v1::RUN_STATE_COMPLETED, run.reason, false);
   }
+  if (run.stop_reason.empty() && !run.move_reason.empty()) return TryPlan(run);
   EndRun(run, v1::RUN_STATE_STOPPED, run.stop_reason.empty() ? run.reason : run.stop_reason, true);
 }
 
@@ -356,6 +273,8 @@ void Core::Impl::EndRun(const Run& run, v1::RunState state, const std::string& r
   ChargeAll(run.nodes);
   RollBackTo(run, run.CommittedStep());
   held_.erase(run_id);
+  waiting_since_.erase(run_id);
+  plan_deadlines_.Clear(run_id);
   v1::Fact fact;
   v1::RunEnded& ended = *fact.mutable_run_ended();
   ended.set_run_id(run_id);

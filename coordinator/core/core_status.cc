@@ -1,5 +1,7 @@
 // Questions to Core; none changes anything.
 #include <algorithm>
+#include <cmath>
+#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "coordinator/core/core_impl.h"
@@ -33,6 +35,27 @@ std::vector<v1::NodeStatus> Core::Nodes() const {
   return nodes;
 }
 
+std::vector<v1::NodeStatus> Core::ListNodes(Now) const {
+  std::vector<v1::NodeStatus> nodes;
+  for (const auto& [id, node] : impl_->state_.nodes) {
+    const Run* run = impl_->state_.FindRun(node.info.run_id());
+    const bool missed = run != nullptr && !run->ended();
+    if (node.alive || node.drained || missed) nodes.push_back(impl_->StatusOf(node));
+  }
+  return nodes;
+}
+
+v1::NodeState Core::Impl::StateOf(const Node& node, bool holds_ranks) const {
+  if (node.drained && holds_ranks) return v1::NODE_STATE_DRAINING;
+  if (node.quarantined) return v1::NODE_STATE_QUARANTINED;
+  if (node.drained) return v1::NODE_STATE_DRAINED;
+  const auto runtime = nodes_.find(node.id);
+  if (!node.alive || runtime == nodes_.end()) return v1::NODE_STATE_LOST;
+  if (holds_ranks) return v1::NODE_STATE_TRAINING;
+  if (runtime->second.draining) return v1::NODE_STATE_ENDING;
+  return node.info.run_id().empty() ? v1::NODE_STATE_IDLE : v1::NODE_STATE_SPARE;
+}
+
 v1::NodeStatus Core::Impl::StatusOf(const Node& node) const {
   v1::NodeStatus out;
   out.set_node_id(node.id.value());
@@ -42,6 +65,16 @@ v1::NodeStatus Core::Impl::StatusOf(const Node& node) const {
   out.set_alive(node.alive);
   out.set_metrics_address(node.info.metrics_address());
   out.set_incarnation(node.info.incarnation());
+  out.set_run_id(node.payer.empty() ? node.info.run_id() : node.payer);
+  if (const auto open = generations_.find(node.payer); open != generations_.end()) {
+    const auto ranks = open->second.ranks_of.find(node.id);
+    if (ranks != open->second.ranks_of.end()) {
+      out.set_ranks(static_cast<std::int32_t>(ranks->second.size()));
+    }
+  }
+  out.set_state(StateOf(node, out.ranks() > 0));
+  out.set_reason(node.drain_reason);
+  out.set_failures(node.FailuresSince(std::max(state_.at_ms, WallMs(now_)) - kFailureMemoryMs));
   return out;
 }
 
@@ -67,6 +100,8 @@ v1::RunStatus Core::Impl::StatusOf(const Run& run) const {
   out.set_lost_tokens(run.lost_tokens);
   out.set_recoveries(run.recoveries);
   out.set_retryable(run.retryable);
+  out.set_nodes_asked(run.file.launch.nodes);
+  out.set_move_reason(run.move_reason);
   if (run.failure.has_key()) *out.mutable_failure() = run.failure;
 
   double cost = run.cost;
@@ -80,12 +115,10 @@ v1::RunStatus Core::Impl::StatusOf(const Run& run) const {
   }
   out.set_cost(cost);
 
-  NodeId last;
+  std::set<NodeId> told;
   for (const v1::RankPlacement& placement : run.plan.placements()) {
     const Node* node = state_.FindNode(NodeId{placement.node_id()});
-    if (node == nullptr || node->id == last) continue;  // placements go node by node
-    last = node->id;
-    *out.add_nodes() = StatusOf(*node);
+    if (node != nullptr && told.insert(node->id).second) *out.add_nodes() = StatusOf(*node);
   }
   if (run.state == v1::RUN_STATE_WAITING) out.set_reason(WaitingReason(run));
   if (const auto last = last_ranks_.find(run.id()); last != last_ranks_.end()) {
@@ -95,7 +128,10 @@ v1::RunStatus Core::Impl::StatusOf(const Run& run) const {
   if (it == generations_.end()) return out;
   const GenerationRuntime& generation = it->second;
   out.clear_ranks();
-  out.set_reason(run.stop_reason);
+  out.set_reason(!run.stop_reason.empty() || run.move_reason.empty()
+                     ? run.stop_reason
+                     : absl::StrCat("moves at ", run.move_at_checkpoint ? "its next" : "a",
+                                    " checkpoint: ", run.move_reason));
   if (run.state == v1::RUN_STATE_STARTING && generation.stepped)
     out.set_state(v1::RUN_STATE_RUNNING);
   if (generation.step) *out.mutable_step() = *generation.step;
@@ -106,7 +142,15 @@ v1::RunStatus Core::Impl::StatusOf(const Run& run) const {
 }
 
 std::string Core::Impl::WaitingReason(const Run& run) const {
-  std::string reason = PlanFor(run.file, FreeNodesFor(run)).reason;
+  const Plan plan = PlanFor(run.file, FreeNodesFor(run), run.plan);
+  std::string reason = plan.reason;
+  if (plan.fits) {
+    const auto left = plan_deadlines_.At(run.id());
+    const double seconds = left ? std::chrono::duration<double>(*left - now_.steady).count() : 0;
+    reason = absl::StrCat(plan.missing, plan.missing.empty() ? "goes on with " : "; goes on with ",
+                          plan.reason, " within ",
+                          static_cast<std::int64_t>(std::ceil(std::max(seconds, 0.0))), " s");
+  }
   if (run.failure.has_key()) reason = absl::StrCat(run.reason, "; ", reason);
   for (const auto& [id, runtime] : nodes_) {
     if (!runtime.draining || runtime.draining->run_id() != run.id()) continue;

@@ -108,6 +108,7 @@ void Core::Impl::OnProgress(NodeId node, const v1::NodeProgress& progress) {
   }
   if (!generation->stepped && (evaluates || generation->last_step > run.plan.start_step())) {
     generation->stepped = true;
+    consider_moves_ = true;
     UpdateDeadline(run_id);
   }
   if (node != generation->ranks[0].node) return;
@@ -332,8 +333,15 @@ void Core::Impl::SettleFinal(GenerationRuntime& generation) {
   if (committed) {
     const std::string reason = step == run.file.train.steps
                                    ? absl::StrCat("all ", step, " steps are done")
-                                   : absl::StrCat("its ranks stopped at step ", step);
+                               : run.move_reason.empty() || !run.stop_reason.empty()
+                                   ? absl::StrCat("its ranks stopped at step ", step)
+                                   : absl::StrCat("it moved at step ", step, ": ", run.move_reason);
     return EndGeneration(run_id, reason, {});
+  }
+  // The ranks hold what was not committed.
+  if (!run.move_reason.empty() && run.stop_reason.empty() && step < run.file.train.steps) {
+    return EndGeneration(
+        run_id, absl::StrCat("its ranks left at step ", step, " without a checkpoint"), {});
   }
   const auto why = std::find_if(run.discarded.rbegin(), run.discarded.rend(),
                                 [step](const auto& d) { return d.step() == step; });

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <set>
 #include <utility>
 #include <vector>
@@ -31,6 +32,12 @@ class DeadlineSet {
     if (it == by_key_.end()) return;
     by_time_.erase({it->second, key});
     by_key_.erase(it);
+  }
+
+  // Of one key; nullopt: it has none.
+  std::optional<SteadyTime> At(const Key& key) const {
+    const auto it = by_key_.find(key);
+    return it == by_key_.end() ? std::nullopt : std::optional(it->second);
   }
 
   // SteadyTime::max(): none.

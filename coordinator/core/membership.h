@@ -20,6 +20,10 @@ namespace paceline::core {
 // The protocol between agent and coordinator that this version speaks.
 inline constexpr int kProtocolVersion = 1;
 
+// A node that fails this often within the time gets no more work.
+inline constexpr int kQuarantineFailures = 3;
+inline constexpr std::int64_t kFailureMemoryMs = 3'600'000;
+
 // LeaseTable decides which nodes are alive from the renewals it is told about.
 // It does no I/O and reads no clock: callers pass `now`.
 class LeaseTable {

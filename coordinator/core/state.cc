@@ -68,8 +68,13 @@ absl::Status Apply(State& state, const v1::Fact& fact, const v1::NodeJoined& joi
   node.info = joined.node();
   node.alive = true;
   node.charged_until_ms = fact.at_ms();
+  node.joined_index = fact.index();
   state.SetPayer(node, state.PayerAtRest(node));
   return absl::OkStatus();
+}
+
+void CountNodeFailure(Node& node, const v1::Fact& fact) {
+  PushBounded(node.failures_ms, fact.at_ms(), kMaxFailures);
 }
 
 absl::Status Apply(State& state, const v1::Fact& fact, const v1::NodeLeft& left) {
@@ -80,6 +85,49 @@ absl::Status Apply(State& state, const v1::Fact& fact, const v1::NodeLeft& left)
   }
   it->second.alive = false;
   state.SetPayer(it->second, "");
+  if (left.failed()) CountNodeFailure(it->second, fact);
+  return absl::OkStatus();
+}
+
+absl::Status Apply(State& state, const v1::Fact& fact, const v1::NodeFailed& failed) {
+  const auto it = state.nodes.find(NodeId{failed.node_id()});
+  if (it == state.nodes.end()) {
+    return DoesNotFollow(fact, absl::StrCat("node ", failed.node_id(), " is unknown"));
+  }
+  CountNodeFailure(it->second, fact);
+  return absl::OkStatus();
+}
+
+absl::Status Apply(State& state, const v1::Fact& fact, const v1::NodeDrained& drained) {
+  const auto it = state.nodes.find(NodeId{drained.node_id()});
+  if (it == state.nodes.end() || it->second.drained) {
+    return DoesNotFollow(fact, absl::StrCat("node ", drained.node_id(), " cannot be drained"));
+  }
+  Node& node = it->second;
+  node.drained = true;
+  node.quarantined = drained.quarantined();
+  node.drain_reason = drained.reason();
+  if (!drained.request_id().empty()) {
+    PushBounded(node.request_ids, drained.request_id(), kMaxNodeRequestIds);
+  }
+  // The node was to blame, and not the run.
+  const auto run = state.runs.find(drained.run_id());
+  if (drained.quarantined() && run != state.runs.end()) run->second.in_vain = 0;
+  return absl::OkStatus();
+}
+
+absl::Status Apply(State& state, const v1::Fact& fact, const v1::NodeUndrained& undrained) {
+  const auto it = state.nodes.find(NodeId{undrained.node_id()});
+  if (it == state.nodes.end() || !it->second.drained) {
+    return DoesNotFollow(fact, absl::StrCat("node ", undrained.node_id(), " is not drained"));
+  }
+  Node& node = it->second;
+  node.drained = node.quarantined = false;
+  node.drain_reason.clear();
+  node.failures_ms.clear();
+  if (!undrained.request_id().empty()) {
+    PushBounded(node.request_ids, undrained.request_id(), kMaxNodeRequestIds);
+  }
   return absl::OkStatus();
 }
 
@@ -165,8 +213,30 @@ absl::Status Apply(State& state, const v1::Fact& fact, const v1::GenerationStart
   run->generation_open = true;
   if (started.start_step() > run->plan.start_step()) run->in_vain = 0;
   run->plan = started;
-  if (run->generation > run->first_generation) ++run->recoveries;
+  run->plan_index = fact.index();
+  run->move_reason.clear();
+  run->move_at_checkpoint = false;
+  if (run->generation > run->first_generation && run->failure.has_key()) ++run->recoveries;
   return absl::OkStatus();
+}
+
+absl::Status Apply(State& state, const v1::Fact& fact, const v1::MoveRequested& move) {
+  Run* run = FindOpen(state, move.key());
+  if (run == nullptr) return DoesNotFollow(fact, NotOpen(move.key()));
+  run->move_reason = move.reason();
+  run->move_at_checkpoint = move.at_checkpoint();
+  return absl::OkStatus();
+}
+
+// The node on which a worker died or stood still. A lost node's NodeLeft counts for itself, and who
+// lost a peer is not to blame.
+void CountNodeFailure(State& state, const Run& run, const v1::Fact& fact) {
+  const v1::FailureCause cause = run.failure.cause();
+  if (cause != v1::FAILURE_CAUSE_WORKER_EXIT && cause != v1::FAILURE_CAUSE_STALL) return;
+  const std::int32_t rank = run.failure.rank();
+  if (rank < 0 || rank >= run.plan.placements_size()) return;
+  const auto node = state.nodes.find(NodeId{run.plan.placements(rank).node_id()});
+  if (node != state.nodes.end()) CountNodeFailure(node->second, fact);
 }
 
 // A lost node is no fault of the run's: that neither uses up its restarts nor makes a crash loop.
@@ -190,6 +260,7 @@ absl::Status Apply(State& state, const v1::Fact& fact, const v1::GenerationEnded
   run->failure = ended.failure();
   run->last_step = ended.last_step();
   CountFailure(*run);
+  if (run->failure.has_key()) CountNodeFailure(state, *run, fact);
   if (ended.has_step()) run->step = ended.step();
   if (ended.has_eval()) run->eval = ended.eval();
   for (const v1::RankPlacement& placement : run->plan.placements()) {
@@ -347,6 +418,14 @@ absl::Status ApplyBody(State& state, const v1::Fact& fact) {
       return Apply(state, fact, fact.run_ended());
     case v1::Fact::kChargePosted:
       return Apply(state, fact, fact.charge_posted());
+    case v1::Fact::kNodeDrained:
+      return Apply(state, fact, fact.node_drained());
+    case v1::Fact::kNodeUndrained:
+      return Apply(state, fact, fact.node_undrained());
+    case v1::Fact::kNodeFailed:
+      return Apply(state, fact, fact.node_failed());
+    case v1::Fact::kMoveRequested:
+      return Apply(state, fact, fact.move_requested());
     case v1::Fact::BODY_NOT_SET:
       break;
   }
@@ -354,6 +433,16 @@ absl::Status ApplyBody(State& state, const v1::Fact& fact) {
 }
 
 }  // namespace
+
+bool Node::HasRequest(const std::string& request_id) const {
+  return !request_id.empty() &&
+         std::find(request_ids.begin(), request_ids.end(), request_id) != request_ids.end();
+}
+
+int Node::FailuresSince(std::int64_t since_ms) const {
+  return static_cast<int>(std::count_if(failures_ms.begin(), failures_ms.end(),
+                                        [since_ms](std::int64_t at) { return at >= since_ms; }));
+}
 
 bool Run::ended() const {
   return state == v1::RUN_STATE_COMPLETED || state == v1::RUN_STATE_STOPPED ||

@@ -24,7 +24,16 @@ struct Node {
   bool alive = false;
   std::int64_t charged_until_ms = 0;  // the next charge begins here
   std::string payer;                  // the run that pays for the node now; empty: idle
+  std::uint64_t joined_index = 0;     // of the fact
+  bool drained = false;               // it gets no new work
+  bool quarantined = false;           // since the coordinator found so
+  std::string drain_reason;
+  std::vector<std::int64_t> failures_ms;  // the latest since it was undrained, oldest first
+  std::vector<std::string> request_ids;   // of drains, the latest, oldest first
 
+  bool HasRequest(const std::string& request_id) const;
+  // Since `since_ms`.
+  int FailuresSince(std::int64_t since_ms) const;
   Incarnation incarnation() const { return Incarnation{info.incarnation()}; }
 };
 
@@ -46,8 +55,11 @@ struct Run {
   Generation generation;           // the latest; 0: none yet
   Generation first_generation{1};  // that the latest submission began or will begin
   bool generation_open = false;
-  v1::GenerationStarted plan;                      // of the latest generation
-  std::vector<v1::Window> windows;                 // granted, not yet committed
+  v1::GenerationStarted plan;       // of the latest generation
+  std::uint64_t plan_index = 0;     // of the fact
+  std::string move_reason;          // the latest generation is to end for another; empty: it is not
+  bool move_at_checkpoint = false;  // at one that is due anyway
+  std::vector<v1::Window> windows;  // granted, not yet committed
   std::vector<Checkpoint> checkpoints;             // committed and kept, oldest first
   std::vector<v1::CheckpointDiscarded> discarded;  // the latest: their folders may still lie there
   double cost = 0;                                 // posted charges
@@ -112,5 +124,7 @@ inline constexpr std::size_t kMaxNodes = 100'000;
 inline constexpr std::size_t kMaxRuns = 10'000;
 inline constexpr std::size_t kMaxRequestIds = 64;  // remembered of a run
 inline constexpr std::size_t kMaxDiscarded = 16;   // remembered of a run
+inline constexpr std::size_t kMaxFailures = 8;     // remembered of a node
+inline constexpr std::size_t kMaxNodeRequestIds = 8;
 
 }  // namespace paceline::core

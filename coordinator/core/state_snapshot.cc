@@ -44,6 +44,9 @@ v1::SnapshotRun RunToSnapshot(const Run& run) {
   out.set_restarts(run.restarts);
   out.set_in_vain(run.in_vain);
   out.set_highest_step(run.highest_step);
+  out.set_move_reason(run.move_reason);
+  out.set_move_at_checkpoint(run.move_at_checkpoint);
+  out.set_plan_index(run.plan_index);
   return out;
 }
 
@@ -86,6 +89,9 @@ absl::StatusOr<Run> RunFromSnapshot(const v1::SnapshotRun& from) {
   run.restarts = from.restarts();
   run.in_vain = from.in_vain();
   run.highest_step = from.highest_step();
+  run.move_reason = from.move_reason();
+  run.move_at_checkpoint = from.move_at_checkpoint();
+  run.plan_index = from.plan_index();
   return run;
 }
 
@@ -103,6 +109,12 @@ v1::StateSnapshot State::ToSnapshot() const {
     *to.mutable_node() = node.info;
     to.set_alive(node.alive);
     to.set_charged_until_ms(node.charged_until_ms);
+    to.set_drained(node.drained);
+    to.set_quarantined(node.quarantined);
+    to.set_drain_reason(node.drain_reason);
+    to.mutable_failures_ms()->Add(node.failures_ms.begin(), node.failures_ms.end());
+    to.set_joined_index(node.joined_index);
+    to.mutable_request_ids()->Add(node.request_ids.begin(), node.request_ids.end());
   }
   for (const auto& [id, run] : runs) *out.add_runs() = RunToSnapshot(run);
   return out;
@@ -129,6 +141,12 @@ absl::StatusOr<State> State::FromSnapshot(const v1::StateSnapshot& snapshot) {
     node.info = from.node();
     node.alive = from.alive();
     node.charged_until_ms = from.charged_until_ms();
+    node.drained = from.drained();
+    node.quarantined = from.quarantined();
+    node.drain_reason = from.drain_reason();
+    node.failures_ms.assign(from.failures_ms().begin(), from.failures_ms().end());
+    node.joined_index = from.joined_index();
+    node.request_ids.assign(from.request_ids().begin(), from.request_ids().end());
     state.node_by_name[from.node().name()] = node.id;
     if (node.alive) state.SetPayer(node, state.PayerAtRest(node));
   }

@@ -53,6 +53,18 @@ std::string FactText(const v1::Fact& fact) {
                           " is asked to stop: ", fact.run_stop_requested().reason());
     case v1::Fact::kRunEnded:
       return absl::StrCat("run ", fact.run_ended().run_id(), " ended: ", fact.run_ended().reason());
+    case v1::Fact::kNodeDrained:
+      return absl::StrCat("node ", fact.node_drained().node_id(),
+                          fact.node_drained().quarantined() ? " quarantined: " : " drained: ",
+                          fact.node_drained().reason());
+    case v1::Fact::kNodeUndrained:
+      return absl::StrCat("node ", fact.node_undrained().node_id(), " undrained");
+    case v1::Fact::kNodeFailed:
+      return absl::StrCat("node ", fact.node_failed().node_id(),
+                          " failed: ", fact.node_failed().reason());
+    case v1::Fact::kMoveRequested:
+      return absl::StrCat(KeyText(fact.move_requested().key()),
+                          " is asked to move: ", fact.move_requested().reason());
     case v1::Fact::kWindowGranted:
     case v1::Fact::kChargePosted:
     case v1::Fact::BODY_NOT_SET:

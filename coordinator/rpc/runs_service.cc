@@ -95,4 +95,41 @@ grpc::ServerUnaryReactor* RunsService::ListRuns(grpc::CallbackServerContext* con
   return reactor;
 }
 
+grpc::ServerUnaryReactor* RunsService::ListNodes(grpc::CallbackServerContext* context,
+                                                 const v1::ListNodesRequest*,
+                                                 v1::ListNodesResponse* response) {
+  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+  BeginQuestion(loop_, reactor, [response](const core::Core& core, Now now) {
+    std::vector<v1::NodeStatus> nodes = core.ListNodes(now);
+    response->mutable_nodes()->Assign(std::make_move_iterator(nodes.begin()),
+                                      std::make_move_iterator(nodes.end()));
+    return absl::OkStatus();
+  });
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* RunsService::DrainNode(grpc::CallbackServerContext* context,
+                                                 const v1::DrainNodeRequest* request,
+                                                 v1::DrainNodeResponse*) {
+  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+  BeginCall(
+      loop_, connections_, reactor, [](const std::string&) {},
+      [request](core::CallId call) {
+        return core::DrainNodeCalled{call, *request};
+      });
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* RunsService::UndrainNode(grpc::CallbackServerContext* context,
+                                                   const v1::UndrainNodeRequest* request,
+                                                   v1::UndrainNodeResponse*) {
+  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+  BeginCall(
+      loop_, connections_, reactor, [](const std::string&) {},
+      [request](core::CallId call) {
+        return core::UndrainNodeCalled{call, *request};
+      });
+  return reactor;
+}
+
 }  // namespace paceline

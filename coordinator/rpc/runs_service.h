@@ -1,4 +1,4 @@
-// The Runs service: what the command line submits, stops and asks.
+// The Runs service: what the command line submits, stops, drains and asks.
 // Invariant: every call is finished once, by the core's answer or by a refusal.
 // Threading: any thread.
 #pragma once
@@ -26,6 +26,15 @@ class RunsService : public v1::Runs::CallbackService {
   grpc::ServerUnaryReactor* ListRuns(grpc::CallbackServerContext* context,
                                      const v1::ListRunsRequest* request,
                                      v1::ListRunsResponse* response) override;
+  grpc::ServerUnaryReactor* ListNodes(grpc::CallbackServerContext* context,
+                                      const v1::ListNodesRequest* request,
+                                      v1::ListNodesResponse* response) override;
+  grpc::ServerUnaryReactor* DrainNode(grpc::CallbackServerContext* context,
+                                      const v1::DrainNodeRequest* request,
+                                      v1::DrainNodeResponse* response) override;
+  grpc::ServerUnaryReactor* UndrainNode(grpc::CallbackServerContext* context,
+                                        const v1::UndrainNodeRequest* request,
+                                        v1::UndrainNodeResponse* response) override;
 
  private:
   Loop& loop_;

@@ -96,6 +96,7 @@ void AddVerbs(CLI::App& app, Invocation& invocation) {
   AddLogsVerb(app, invocation);
   AddEventsVerb(app, invocation);
   AddAuditVerb(app, invocation);
+  AddNodeVerbs(app, invocation);
   AddStopVerb(app, invocation);
   AddResumeVerb(app, invocation);
   AddGenerateVerb(app, invocation);

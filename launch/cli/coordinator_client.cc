@@ -93,6 +93,28 @@ absl::StatusOr<v1::RunStatus> CoordinatorClient::GetRun(const std::string& run_i
   return status;
 }
 
+absl::StatusOr<v1::ListNodesResponse> CoordinatorClient::ListNodes() {
+  grpc::ClientContext context;
+  impl_->Prepare(context);
+  v1::ListNodesResponse response;
+  RETURN_IF_ERROR(FromGrpc("ListNodes", impl_->stub->ListNodes(&context, {}, &response)));
+  return response;
+}
+
+absl::Status CoordinatorClient::DrainNode(const v1::DrainNodeRequest& request) {
+  grpc::ClientContext context;
+  impl_->Prepare(context);
+  v1::DrainNodeResponse response;
+  return FromGrpc("DrainNode", impl_->stub->DrainNode(&context, request, &response));
+}
+
+absl::Status CoordinatorClient::UndrainNode(const v1::UndrainNodeRequest& request) {
+  grpc::ClientContext context;
+  impl_->Prepare(context);
+  v1::UndrainNodeResponse response;
+  return FromGrpc("UndrainNode", impl_->stub->UndrainNode(&context, request, &response));
+}
+
 std::string MakeRequestId() {
   std::random_device entropy;
   char text[40];

@@ -26,6 +26,9 @@ class CoordinatorClient {
   absl::Status SubmitRun(const v1::SubmitRunRequest& request);
   absl::Status StopRun(const v1::StopRunRequest& request);
   absl::StatusOr<v1::RunStatus> GetRun(const std::string& run_id);
+  absl::StatusOr<v1::ListNodesResponse> ListNodes();
+  absl::Status DrainNode(const v1::DrainNodeRequest& request);
+  absl::Status UndrainNode(const v1::UndrainNodeRequest& request);
 
  private:
   struct Impl;

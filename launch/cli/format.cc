@@ -1,5 +1,6 @@
 #include "launch/cli/format.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdarg>
 #include <cstdio>
@@ -75,6 +76,22 @@ std::string FormatMoney(double amount, const std::string& currency) {
 std::string FormatShare(double part, double whole) {
   if (!(whole > 0) || !std::isfinite(part)) return "?";
   return Printed("%.0f %%", 100 * part / whole);
+}
+
+std::string FormatTable(const std::vector<TableRow>& rows) {
+  std::vector<std::size_t> widths(rows.empty() ? 0 : rows.front().size(), 0);
+  for (const TableRow& row : rows) {
+    for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+  }
+  std::string text;
+  for (const TableRow& row : rows) {
+    std::string line;
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      line += row[i] + std::string(widths[i] - row[i].size() + 2, ' ');
+    }
+    text += line.substr(0, line.find_last_not_of(' ') + 1) + "\n";
+  }
+  return text;
 }
 
 std::string FormatTime(std::int64_t wall_ms) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace paceline::cli {
 
@@ -24,6 +25,10 @@ std::string FormatMoney(double amount, const std::string& currency);
 
 // "91 %"; "?" when the whole is not positive.
 std::string FormatShare(double part, double whole);
+
+using TableRow = std::vector<std::string>;
+// Lines of columns that begin alike; every row has as many cells as the first.
+std::string FormatTable(const std::vector<TableRow>& rows);
 
 // "2024-06-11 09:30:05 UTC" of milliseconds since the Unix epoch.
 std::string FormatTime(std::int64_t wall_ms);

@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -14,34 +13,27 @@
 namespace paceline::cli {
 namespace {
 
-using Row = std::vector<std::string>;
+// A run that has lost nodes goes on, and says so.
+std::string StateText(const RunView& view) {
+  const v1::RunStatus& status = view.status;
+  const bool fewer = status.state() == v1::RUN_STATE_RUNNING && status.nodes_asked() > 0 &&
+                     status.nodes_size() < status.nodes_asked();
+  return fewer ? view.State() + " (" + std::to_string(status.nodes_size()) + " of " +
+                     std::to_string(status.nodes_asked()) + " nodes)"
+               : view.State();
+}
 
-Row RowOf(const RunFolder& folder, const absl::StatusOr<RunView>& view) {
+TableRow RowOf(const RunFolder& folder, const absl::StatusOr<RunView>& view) {
   if (!view.ok()) return {folder.run_id, "unreadable", "", "", "", ""};
   const v1::RunStatus& status = view->status;
   char loss[32] = "";
   if (status.has_step()) std::snprintf(loss, sizeof loss, "%.4f", status.step().loss());
   return {folder.run_id,
-          view->State(),
+          StateText(*view),
           std::to_string(status.step().step()) + "/" + std::to_string(status.steps_total()),
           loss,
           FormatCount(static_cast<double>(status.tokens())),
           FormatMoney(status.cost(), status.currency())};
-}
-
-void PrintTable(const std::vector<Row>& rows) {
-  std::vector<std::size_t> widths(rows.front().size(), 0);
-  for (const Row& row : rows) {
-    for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
-  }
-  for (const Row& row : rows) {
-    std::string line;
-    for (std::size_t i = 0; i < row.size(); ++i) {
-      line += row[i];
-      if (i + 1 < row.size()) line += std::string(widths[i] - row[i].size() + 2, ' ');
-    }
-    std::printf("%s\n", line.c_str());
-  }
 }
 
 absl::StatusOr<ExitCode> RunPs(const CommonOptions& options) {
@@ -52,7 +44,7 @@ absl::StatusOr<ExitCode> RunPs(const CommonOptions& options) {
                                ": there is no such folder; give the one that holds the runs' "
                                "folders");
   }
-  std::vector<Row> rows = {{"RUN", "STATE", "STEP", "LOSS", "TOKENS", "COST"}};
+  std::vector<TableRow> rows = {{"RUN", "STATE", "STEP", "LOSS", "TOKENS", "COST"}};
   nlohmann::json runs = nlohmann::json::array();
   for (const RunFolder& folder : ListRunFolders(options.run_dir)) {
     const absl::StatusOr<RunView> view = ViewRun(folder);
@@ -67,7 +59,7 @@ absl::StatusOr<ExitCode> RunPs(const CommonOptions& options) {
   } else if (rows.size() == 1) {
     std::printf("no runs in %s; paceline run FILE starts one\n", options.run_dir.c_str());
   } else {
-    PrintTable(rows);
+    std::fputs(FormatTable(rows).c_str(), stdout);
   }
   return ExitCode::kDone;
 }

@@ -161,6 +161,8 @@ bool RunEvents::IsOfRun(const v1::Fact& fact) const {
       return fact.run_stop_requested().run_id() == run_id_;
     case v1::Fact::kRunEnded:
       return fact.run_ended().run_id() == run_id_;
+    case v1::Fact::kMoveRequested:
+      return fact.move_requested().key().run_id() == run_id_;
     default:
       return false;
   }
@@ -170,6 +172,13 @@ void RunEvents::Take(const v1::Fact& fact) {
   if (fact.has_epoch_opened()) return OnEpoch(fact);
   if (fact.has_node_joined()) return OnNodeJoined(fact);
   if (fact.has_node_left()) return OnNodeLeft(fact);
+  if (fact.has_node_drained()) return OnNodeDrained(fact);
+  if (fact.has_node_failed()) return OnNodeFailed(fact);
+  if (fact.has_node_undrained()) {
+    const std::uint64_t id = fact.node_undrained().node_id();
+    return AddOfNode(fact, id, "node_undrained", NodeName(id) + " may get work again",
+                     {{"node", NodeName(id)}});
+  }
   if (!IsOfRun(fact)) return;
   if (!known_) {
     begun_before_ = !fact.has_run_submitted() || fact.run_submitted().request().resume();
@@ -194,6 +203,16 @@ void RunEvents::Take(const v1::Fact& fact) {
       const v1::RunStopRequested& stop = fact.run_stop_requested();
       return Add(fact, "stop_requested", "stop requested" + After(": ", stop.reason()),
                  {{"reason", stop.reason()}});
+    }
+    case v1::Fact::kMoveRequested: {
+      const v1::MoveRequested& move = fact.move_requested();
+      return Add(
+          fact, "move_requested",
+          absl::StrCat("generation ", move.key().generation(), " is to end at ",
+                       move.at_checkpoint() ? "its next" : "a", " checkpoint: ", move.reason()),
+          {{"generation", move.key().generation()},
+           {"at_next_checkpoint", move.at_checkpoint()},
+           {"reason", move.reason()}});
     }
     case v1::Fact::kRunEnded:
       return OnRunEnded(fact);
@@ -233,6 +252,22 @@ void RunEvents::OnNodeLeft(const v1::Fact& fact) {
   const std::string name = NodeName(left.node_id());
   AddOfNode(fact, left.node_id(), "node_left", name + " left" + After(": ", left.reason()),
             {{"node", name}, {"incarnation", left.incarnation()}, {"reason", left.reason()}});
+}
+
+void RunEvents::OnNodeDrained(const v1::Fact& fact) {
+  const v1::NodeDrained& drained = fact.node_drained();
+  const std::string name = NodeName(drained.node_id());
+  AddOfNode(fact, drained.node_id(), drained.quarantined() ? "node_quarantined" : "node_drained",
+            absl::StrCat(name, drained.quarantined() ? " is quarantined" : " is drained",
+                         After(": ", drained.reason())),
+            {{"node", name}, {"reason", drained.reason()}});
+}
+
+void RunEvents::OnNodeFailed(const v1::Fact& fact) {
+  const v1::NodeFailed& failed = fact.node_failed();
+  const std::string name = NodeName(failed.node_id());
+  AddOfNode(fact, failed.node_id(), "node_failed", absl::StrCat(name, " failed: ", failed.reason()),
+            {{"node", name}, {"reason", failed.reason()}});
 }
 
 void RunEvents::OnSubmitted(const v1::Fact& fact) {

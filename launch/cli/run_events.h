@@ -55,6 +55,8 @@ class RunEvents {
   void OnEpoch(const v1::Fact& fact);
   void OnNodeJoined(const v1::Fact& fact);
   void OnNodeLeft(const v1::Fact& fact);
+  void OnNodeDrained(const v1::Fact& fact);
+  void OnNodeFailed(const v1::Fact& fact);
   void OnSubmitted(const v1::Fact& fact);
   void OnStarted(const v1::Fact& fact);
   void OnEnded(const v1::Fact& fact);

@@ -156,6 +156,10 @@ absl::StatusOr<ExitCode> RunShow(const Options& options) {
         view.State() + (status.reason().empty() || told_below ? "" : ": " + status.reason()));
   Print("generation", std::to_string(status.generation()));
   if (status.has_layout()) Print("layout", LayoutText(status.layout()));
+  if (status.nodes_asked() > 0 && status.generation() > 0) {
+    Print("nodes", std::to_string(status.nodes_size()) + " of " +
+                       std::to_string(status.nodes_asked()) + " asked for");
+  }
   PrintProgress(status);
   PrintNodesAndRanks(status);
   PrintCheckpoints(folder, status);

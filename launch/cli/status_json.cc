@@ -95,6 +95,8 @@ nlohmann::json ToJson(const RunView& view) {
       {"currency", status.currency()},
       {"retryable", status.retryable()},
       {"run_dir", status.run_dir()},
+      {"nodes_asked", status.nodes_asked()},
+      {"move_reason", status.move_reason()},
       {"nodes", NodesJson(status)},
       {"ranks", RanksJson(status)}};
   json["failure"] = status.has_failure() ? FailureJson(status.failure()) : nlohmann::json(nullptr);

@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "common/clock.h"
@@ -119,7 +120,7 @@ class Session {
         .coordinator_json = request_.folder.CoordinatorState() + "/coordinator.json",
         .token_path = request_.folder.Token(),
         .log_folder = request_.folder.Logs(),
-        .nodes = request_.run_file.launch.nodes,
+        .nodes = request_.run_file.launch.nodes + request_.run_file.launch.spares,
         .slots_per_node = request_.run_file.launch.slots_per_node};
     if (request_.run_file.launch.launcher == "mpi") {
       options.job = MpirunCommand({.program_folder = options.program_folder,
@@ -233,7 +234,10 @@ class Session {
     for (const auto& [name, ended] : std::exchange(ended_nodes_, {})) {
       output_.Event(ended.text);
       if (ended.exit.exit_code == static_cast<int>(ExitCode::kBadInput)) return GiveUp(ended.text);
-      RETURN_IF_ERROR(MayRestart(name, ended.text));
+      if (const absl::Status may = MayRestart(name, ended.text); !may.ok()) {
+        RETURN_IF_ERROR(GiveUpNode(name, may));
+        continue;
+      }
       output_.Event("starting " + name + " again");
       RETURN_IF_ERROR(cluster_->RestartNode(name));
     }
@@ -248,6 +252,17 @@ class Session {
     if (child.quick_ends < kQuickEndsMax) return absl::OkStatus();
     return GiveUp(end + "; it ended " + std::to_string(kQuickEndsMax) + " times within " +
                   std::to_string(kQuickEnd.count()) + " s of its start");
+  }
+
+  // A run that can go on without the node does.
+  absl::Status GiveUpNode(const std::string& name, const absl::Status& why) {
+    const LaunchSection& launch = request_.run_file.launch;
+    given_up_.insert(name);
+    const auto left = launch.nodes + launch.spares - static_cast<std::int64_t>(given_up_.size());
+    if (left < launch.min_nodes) return why;
+    output_.Event(name + " is not started again: its agent ended " + std::to_string(kQuickEndsMax) +
+                  " times within " + std::to_string(kQuickEnd.count()) + " s of its start");
+    return absl::OkStatus();
   }
 
   absl::Status GiveUp(const std::string& reason) const {
@@ -296,6 +311,7 @@ class Session {
   bool stop_taken_ = false;
   std::map<std::string, Restarts> restarts_;      // of children, by name
   std::map<std::string, EndedNode> ended_nodes_;  // to be started again, by name
+  std::set<std::string> given_up_;                // nodes
   std::string ended_job_;                         // how the MPI job ended; empty: it lives
 };
 

@@ -29,6 +29,7 @@ void AddShowVerb(CLI::App& app, Invocation& invocation);
 void AddLogsVerb(CLI::App& app, Invocation& invocation);
 void AddEventsVerb(CLI::App& app, Invocation& invocation);
 void AddAuditVerb(CLI::App& app, Invocation& invocation);
+void AddNodeVerbs(CLI::App& app, Invocation& invocation);
 void AddStopVerb(CLI::App& app, Invocation& invocation);
 void AddGenerateVerb(CLI::App& app, Invocation& invocation);
 void AddCheckpointVerbs(CLI::App& app, Invocation& invocation);

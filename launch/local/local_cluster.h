@@ -33,7 +33,7 @@ struct LocalClusterOptions {
   std::string coordinator_json;  // the coordinator writes it there once it answers
   std::string token_path;
   std::string log_folder;  // coordinator.log, node-0.log, ..., mpirun.log
-  std::int64_t nodes = 1;
+  std::int64_t nodes = 1;  // spares among them
   std::int64_t slots_per_node = 1;
   // What starts the ranks in place of agents that are children here: mpirun and its arguments. Each
   // node's agent is then started by its first rank. Empty: agents.

@@ -166,9 +166,15 @@ void Agent::OnMessage(core::SessionId session, const v1::CoordinatorMessage& mes
     }
     case v1::CoordinatorMessage::kStop:
       if (Holds(message.stop().key())) {
-        world_.trainings_.at(generation_->key().generation())->stopping = true;
+        Training& training = *world_.trainings_.at(generation_->key().generation());
+        training.stopping = training.stopping || !message.stop().moves();
+        training.moving = training.moving || message.stop().moves();
+        training.moving_now =
+            training.moving_now || (message.stop().moves() && !message.stop().at_checkpoint());
       }
       return;
+    case v1::CoordinatorMessage::kSelfTest:
+      return OnSelfTest(message.self_test());
     case v1::CoordinatorMessage::kCheckpointCommitted:
       if (!Holds(message.checkpoint_committed().key())) return;
       std::erase_if(unacked_, [&message](const Unacked& unacked) {
@@ -177,6 +183,7 @@ void Agent::OnMessage(core::SessionId session, const v1::CoordinatorMessage& mes
       });
       return;
     case v1::CoordinatorMessage::kEnd:
+      if (message.end().forget()) held_.clear();
       return EndGeneration(message.end().key());
     case v1::CoordinatorMessage::kRelease:
       released_ = true;
@@ -195,6 +202,18 @@ void Agent::OnClosed(core::SessionId session, const absl::Status& reason) {
   Connect();
 }
 
+void Agent::OnSelfTest(const v1::SelfTest& test) {
+  const std::uint64_t life = life_;
+  const bool fails = world_.random_.OneIn(world_.options_.self_tests_per_failure);
+  world_.After(milliseconds(world_.random_.Between(20, 2000)), [this, life, fails, id = test.id()] {
+    if (life != life_ || !alive_) return;
+    v1::AgentMessage message;
+    message.mutable_self_test_done()->set_id(id);
+    if (fails) message.mutable_self_test_done()->set_error("a product came out wrong");
+    Send(std::move(message));
+  });
+}
+
 void Agent::OnStart(const v1::StartGeneration& start) {
   if (generation_ && generation_->key().generation() >= start.key().generation()) return;
   if (generation_) EndGeneration(generation_->key());
@@ -203,9 +222,12 @@ void Agent::OnStart(const v1::StartGeneration& start) {
   generation_ = start;
   dead_rank_.reset();
   ranks_.clear();
+  slot_of_.clear();
   finished_.clear();
+  moved_ = false;
   for (const v1::RankAssignment& assignment : start.assignments()) {
     ranks_.push_back(assignment.rank());
+    slot_of_[assignment.rank()] = assignment.slot();
   }
   granted_until_ = start.start_step();
   for (const v1::Window& window : start.windows()) {
@@ -215,7 +237,8 @@ void Agent::OnStart(const v1::StartGeneration& start) {
   }
   step_ = start.start_step();
   has_peers_ = false;
-  world_.TrainingOf(start.key(), start.layout().data(), start.start_step());
+  world_.TrainingOf(start.key(), start.layout().pipeline() * start.layout().data(),
+                    start.start_step());
   const bool damaged =
       !start.checkpoint().empty() &&
       world_.random_.OneIn(world_.options_.starts_per_damage * world_.options_.nodes);
@@ -252,33 +275,37 @@ void Agent::CheckHeld(const v1::StartGeneration& start) {
   for (const v1::RankAssignment& assignment : start.assignments()) {
     const std::int32_t rank = assignment.rank();
     if (!start.live() || Receives(start, rank)) continue;
-    const auto held = held_.find(rank);
-    if (held == held_.end() || held->second != start.start_step()) {
+    const auto held = held_.find(assignment.slot());
+    if (held == held_.end() || held->second.step != start.start_step() ||
+        held->second.stage != rank % start.layout().pipeline()) {
       world_.trouble_ = absl::StrCat("rank ", rank, " is to go on from step ", start.start_step(),
-                                     ", which it does not hold");
+                                     ", whose state it does not hold");
     }
   }
   if (!start.live()) held_.clear();
 }
 
-std::map<std::int32_t, std::int64_t> Agent::HeldSteps() const {
-  std::map<std::int32_t, std::int64_t> held;
+std::map<int, Agent::Held> Agent::HeldBySlot() const {
+  std::map<int, Held> held;
   // An abort may come before the last step's update.
-  const bool before = step_ - 1 > generation_->start_step() && world_.random_.OneIn(3);
+  const bool before = !moved_ && step_ - 1 > generation_->start_step() && world_.random_.OneIn(3);
   for (const std::int32_t rank : ranks_) {
-    if (rank == dead_rank_ || finished_.contains(rank)) continue;
+    if (rank == dead_rank_ || (finished_.contains(rank) && !moved_)) continue;
     const bool whole = step_ > generation_->start_step() ||
                        (generation_->live() && (has_peers_ || !Receives(*generation_, rank)));
-    if (whole && step_ > 0) held[rank] = before ? step_ - 1 : step_;
+    if (!whole || step_ == 0) continue;
+    held[slot_of_.at(rank)] = {.rank = rank,
+                               .stage = rank % generation_->layout().pipeline(),
+                               .step = before ? step_ - 1 : step_};
   }
   return held;
 }
 
 void Agent::EndGeneration(const v1::GenerationKey& key) {
-  std::map<std::int32_t, std::int64_t> held;
+  std::map<int, Held> held;
   if (Holds(key)) {
     world_.Halt(*world_.trainings_.at(key.generation()));
-    held_ = held = HeldSteps();
+    held_ = held = HeldBySlot();
     generation_.reset();
     unacked_.clear();
   }
@@ -287,22 +314,22 @@ void Agent::EndGeneration(const v1::GenerationKey& key) {
     if (!alive_ || incarnation != incarnation_) return;
     v1::AgentMessage message;
     *message.mutable_gone()->mutable_key() = key;
-    for (const auto& [rank, step] : held) {
+    for (const auto& [slot, what] : held) {
       v1::HeldState& state = *message.mutable_gone()->add_held();
-      state.set_rank(rank);
-      state.set_step(step);
+      state.set_rank(what.rank);
+      state.set_step(what.step);
     }
     Tell(0, std::move(message));
   });
 }
 
-void Agent::OnStepped(std::int64_t step, std::int64_t total, bool stopped, bool checkpoint) {
+void Agent::OnStepped(std::int64_t step, const StepEnd& end) {
   step_ = step;
-  const bool last = step == total || stopped;
-  if (checkpoint || last) {
-    for (const std::int32_t rank : ranks_) WritePart(rank, step, last, stopped);
+  moved_ = end.moves;
+  if (end.checkpoint || end.last) {
+    for (const std::int32_t rank : ranks_) WritePart(rank, step, end);
   }
-  if (!last) AskForWindows(step);
+  if (!end.last) AskForWindows(step);
 }
 
 void Agent::AskForWindows(std::int64_t step) {
@@ -313,36 +340,36 @@ void Agent::AskForWindows(std::int64_t step) {
   Send(std::move(message));
 }
 
-void Agent::WritePart(std::int32_t rank, std::int64_t step, bool last, bool stopped) {
+void Agent::WritePart(std::int32_t rank, std::int64_t step, const StepEnd& end) {
   const v1::GenerationKey key = generation_->key();
   const std::uint64_t incarnation = incarnation_;
-  world_.After(milliseconds(world_.random_.Between(1, 400)),
-               [this, rank, step, last, stopped, key, incarnation] {
-                 if (!alive_ || incarnation != incarnation_ || !Holds(key)) return;
-                 v1::AgentMessage message;
-                 v1::CheckpointPart& part = *message.mutable_checkpoint_part();
-                 *part.mutable_key() = key;
-                 part.set_rank(rank);
-                 part.mutable_position()->set_step(step);
-                 part.mutable_position()->set_sample(step * world_.options_.nodes *
-                                                     world_.options_.slots_per_node);
-                 part.mutable_position()->set_seed(7);
-                 part.mutable_position()->set_corpus_digest("c0ffee");
-                 part.set_file(absl::StrCat("rank-", rank, ".safetensors"));
-                 part.set_bytes(1000);
-                 const std::string folder = absl::StrCat(
-                     "/runs/run/checkpoints/", CheckpointFolderName({step, key.generation()}));
-                 world_.disk_.parts[{folder, key.generation()}].insert(rank);
-                 Tell(step, std::move(message));
-                 if (!last) return;
-                 finished_.insert(rank);
-                 v1::AgentMessage finished;
-                 *finished.mutable_finished()->mutable_key() = key;
-                 finished.mutable_finished()->set_rank(rank);
-                 finished.mutable_finished()->set_step(step);
-                 finished.mutable_finished()->set_stopped(stopped);
-                 Tell(0, std::move(finished));
-               });
+  world_.After(
+      milliseconds(world_.random_.Between(1, 400)), [this, rank, step, end, key, incarnation] {
+        if (!alive_ || incarnation != incarnation_ || !Holds(key)) return;
+        v1::AgentMessage message;
+        v1::CheckpointPart& part = *message.mutable_checkpoint_part();
+        *part.mutable_key() = key;
+        part.set_rank(rank);
+        part.mutable_position()->set_step(step);
+        part.mutable_position()->set_sample(step * world_.GlobalBatch());
+        part.mutable_position()->set_seed(7);
+        part.mutable_position()->set_corpus_digest("c0ffee");
+        part.set_file(absl::StrCat("rank-", rank, ".safetensors"));
+        part.set_bytes(1000);
+        const std::string folder =
+            absl::StrCat("/runs/run/checkpoints/", CheckpointFolderName({step, key.generation()}));
+        world_.disk_.parts[{folder, key.generation()}].insert(rank);
+        Tell(step, std::move(message));
+        if (!end.last) return;
+        finished_.insert(rank);
+        v1::AgentMessage finished;
+        *finished.mutable_finished()->mutable_key() = key;
+        finished.mutable_finished()->set_rank(rank);
+        finished.mutable_finished()->set_step(step);
+        finished.mutable_finished()->set_stopped(end.stopped);
+        finished.mutable_finished()->set_moves(end.moves);
+        Tell(0, std::move(finished));
+      });
 }
 
 void Agent::OnPeerLost() {

@@ -30,7 +30,7 @@ class Agent {
   std::int64_t granted_until() const { return granted_until_; }
   std::size_t ranks() const { return ranks_.size(); }
   bool hosts_rank_0() const { return !ranks_.empty() && ranks_.front() == 0; }
-  void OnStepped(std::int64_t step, std::int64_t total, bool stopped, bool checkpoint);
+  void OnStepped(std::int64_t step, const StepEnd& end);
   void OnPeerLost();  // a survivor's collective fails
   void WorkerDies();
 
@@ -39,6 +39,12 @@ class Agent {
     std::int64_t step = 0;  // of a part
     v1::AgentMessage message;
   };
+  // What the worker in a slot holds in memory.
+  struct Held {
+    std::int32_t rank = 0;  // that it was
+    int stage = 0;
+    std::int64_t step = 0;
+  };
 
   void Connect();
   void Send(v1::AgentMessage message);
@@ -46,12 +52,13 @@ class Agent {
   void Heartbeat(std::uint64_t life);
   void SendHeartbeat();
   void OnStart(const v1::StartGeneration& start);
+  void OnSelfTest(const v1::SelfTest& test);
   void EndGeneration(const v1::GenerationKey& key);
-  void WritePart(std::int32_t rank, std::int64_t step, bool last, bool stopped);
+  void WritePart(std::int32_t rank, std::int64_t step, const StepEnd& end);
   void AskForWindows(std::int64_t step);
   bool Holds(const v1::GenerationKey& key) const;
   // What its living ranks hold in memory of the generation that ends.
-  std::map<std::int32_t, std::int64_t> HeldSteps() const;
+  std::map<int, Held> HeldBySlot() const;
   void CheckHeld(const v1::StartGeneration& start);
 
   Simulation& world_;
@@ -69,12 +76,14 @@ class Agent {
 
   std::optional<v1::StartGeneration> generation_;
   std::vector<std::int32_t> ranks_;
+  std::map<std::int32_t, int> slot_of_;
   std::set<std::int32_t> finished_;
   std::int64_t granted_until_ = 0;
   std::int64_t step_ = 0;
   bool has_peers_ = false;
   std::optional<std::int32_t> dead_rank_;
-  std::map<std::int32_t, std::int64_t> held_;  // since the last generation
+  bool moved_ = false;        // its ranks have left the generation with its last step
+  std::map<int, Held> held_;  // by slot, since the last generation
   std::vector<Unacked> unacked_;
 
   friend class Simulation;

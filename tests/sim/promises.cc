@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "common/parallel_layout.h"
 
 namespace paceline::sim {
 namespace {
@@ -44,6 +45,12 @@ void Promises::OnFact(const v1::Fact& fact) {
       node.alive = false;
       break;
     }
+    case v1::Fact::kNodeDrained:
+      nodes_[fact.node_drained().node_id()].drained = true;
+      break;
+    case v1::Fact::kNodeUndrained:
+      nodes_[fact.node_undrained().node_id()].drained = false;
+      break;
     case v1::Fact::kGenerationStarted:
       OnStarted(fact, fact.generation_started());
       break;
@@ -89,7 +96,12 @@ void Promises::OnJoined(const v1::Fact& fact, const v1::NodeJoined& joined) {
   const std::uint64_t incarnation = joined.node().incarnation();
   Expect(!node.alive, fact, "a node joined that was there");
   Expect(incarnation >= node.incarnation, fact, "an older incarnation joined");
-  node = {true, incarnation, fact.at_ms(), joined.node().run_id(), joined.node().slots()};
+  node = {.alive = true,
+          .incarnation = incarnation,
+          .charged_until_ms = fact.at_ms(),
+          .run_id = joined.node().run_id(),
+          .slots = joined.node().slots(),
+          .drained = node.drained};
   OnHeartbeat(joined.node_id(), incarnation, fact.at_ms());
   OnHeartbeatTaken(joined.node_id(), incarnation);
 }
@@ -104,9 +116,44 @@ void Promises::OnStarted(const v1::Fact& fact, const v1::GenerationStarted& star
          fact, "a generation starts neither from the last committed checkpoint nor after it");
   Expect(run.granted_until == started.start_step(), fact,
          "windows of an earlier generation are held");
+  ExpectPlacement(fact, started);
   run.open = true;
   run.generation = started.key().generation();
   run.world = started.placements_size();
+}
+
+void Promises::ExpectPlacement(const v1::Fact& fact, const v1::GenerationStarted& started) {
+  const v1::Layout& told = started.layout();
+  Expect(started.placements_size() == told.pipeline() * told.data(), fact,
+         "the ranks are not those of the layout");
+  std::set<std::pair<std::uint64_t, std::int32_t>> slots;
+  std::set<std::uint64_t> nodes;
+  for (const v1::RankPlacement& placement : started.placements()) {
+    const Membership& node = nodes_[placement.node_id()];
+    Expect(node.alive, fact, absl::StrCat("node ", placement.node_id(), " has left"));
+    Expect(!node.drained, fact, absl::StrCat("node ", placement.node_id(), " is drained"));
+    Expect(placement.slot() >= 0 && placement.slot() < node.slots, fact, "there is no such slot");
+    Expect(slots.insert({placement.node_id(), placement.slot()}).second, fact,
+           "two ranks have one slot");
+    nodes.insert(placement.node_id());
+  }
+  Expect(static_cast<int>(nodes.size()) <= nodes_max_, fact, "it has more nodes than it asked for");
+  ParallelLayout layout;
+  layout.pipeline = told.pipeline();
+  layout.data = told.data();
+  layout.expert = told.expert();
+  layout.schedule = told.schedule();
+  std::vector<int> taken(static_cast<std::size_t>(micro_batches_), 0);
+  for (int share = 0; share < layout.data; ++share) {
+    const MicroBatchRange range = MicroBatchesOf(layout, share, micro_batches_);
+    Expect(range.count > 0 && range.At(range.count - 1) < micro_batches_, fact,
+           "a share takes no micro-batch, or one beyond the step's");
+    for (std::int64_t i = 0; i < range.count && range.At(i) < micro_batches_; ++i) {
+      ++taken[static_cast<std::size_t>(range.At(i))];
+    }
+  }
+  Expect(std::all_of(taken.begin(), taken.end(), [](int times) { return times == 1; }), fact,
+         "the global batch is not what it was");
 }
 
 void Promises::OnCommitted(const v1::Fact& fact, const v1::CheckpointCommittedFact& commit) {

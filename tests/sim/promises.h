@@ -27,7 +27,8 @@ struct Disk {
 
 class Promises {
  public:
-  explicit Promises(const Disk* disk) : disk_(disk) {}
+  Promises(const Disk* disk, int nodes_max, std::int64_t micro_batches)
+      : disk_(disk), nodes_max_(nodes_max), micro_batches_(micro_batches) {}
 
   // Steps a worker has been allowed to take are told by the world.
   void OnFact(const v1::Fact& fact);
@@ -66,11 +67,15 @@ class Promises {
     std::int64_t charged_until_ms = 0;
     std::string run_id;  // that it serves alone
     int slots = 0;
+    bool drained = false;
   };
 
   void Expect(bool holds, const v1::Fact& fact, const std::string& otherwise);
   void OnJoined(const v1::Fact& fact, const v1::NodeJoined& joined);
   void OnStarted(const v1::Fact& fact, const v1::GenerationStarted& started);
+  // Every rank has a slot of its own on a node that may get work, no more nodes than were asked
+  // for take part, and the ranks' micro-batches are the global batch's, each once.
+  void ExpectPlacement(const v1::Fact& fact, const v1::GenerationStarted& started);
   void OnCommitted(const v1::Fact& fact, const v1::CheckpointCommittedFact& commit);
   void OnDiscarded(const v1::CheckpointDiscarded& discarded);
   // The node's time is not charged on from here: what it was heard of must have been.
@@ -78,6 +83,8 @@ class Promises {
   void OnCharge(const v1::Fact& fact, const v1::ChargePosted& charge);
 
   const Disk* disk_;
+  const int nodes_max_;
+  const std::int64_t micro_batches_;  // of a step
   std::map<std::string, Lineage> runs_;
   std::map<std::uint64_t, Membership> nodes_;
   // By node and incarnation.

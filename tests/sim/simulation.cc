@@ -47,8 +47,12 @@ std::int64_t Random::Between(std::int64_t low, std::int64_t high) {
 }
 
 Simulation::Simulation(const Options& options)
-    : options_(options), random_(options.seed), promises_(std::make_unique<Promises>(&disk_)) {
-  for (int i = 0; i < options.nodes; ++i) agents_.push_back(std::make_unique<Agent>(this, i));
+    : options_(options),
+      random_(options.seed),
+      promises_(std::make_unique<Promises>(&disk_, options.nodes, GlobalBatch())) {
+  for (int i = 0; i < options.nodes + options.spares; ++i) {
+    agents_.push_back(std::make_unique<Agent>(this, i));
+  }
 }
 
 Simulation::~Simulation() = default;
@@ -275,18 +279,19 @@ void Simulation::CheckReplay() {
 // --- the user ---
 
 std::string Simulation::RunFileText() const {
-  const int world = options_.nodes * options_.slots_per_node;
+  const std::string min_nodes =
+      options_.min_nodes == 0 ? "" : absl::StrCat("\nmin_nodes = ", options_.min_nodes);
   return absl::StrCat(
       "[run]\nname = \"sim\"\nmember = \"uni-a\"\nseed = 7\n"
-      "[model]\nvocab_size = 256\nhidden_size = 32\nnum_hidden_layers = 1\n"
+      "[model]\nvocab_size = 256\nhidden_size = 32\nnum_hidden_layers = 2\n"
       "num_attention_heads = 2\nnum_key_value_heads = 1\nhead_dim = 16\nintermediate_size = 64\n"
       "[data]\ntrain = \"/corpus\"\n"
       "[train]\nsequence_length = 16\nmicro_batch_size = 1\nlearning_rate = 1e-3\n"
       "global_batch_size = ",
-      world, "\nsteps = ", options_.steps,
+      GlobalBatch(), "\nsteps = ", options_.steps, "\n[layout]\npipeline = ", options_.pipeline,
       "\n[checkpoint]\ninterval_steps = ", options_.checkpoint_interval, "\nkeep = ", options_.keep,
       "\n[launch]\nnodes = ", options_.nodes, "\nslots_per_node = ", options_.slots_per_node,
-      "\n[rates]\nslot_hour = ", kSlotHour, "\n");
+      "\nspares = ", options_.spares, min_nodes, "\n[rates]\nslot_hour = ", kSlotHour, "\n");
 }
 
 void Simulation::Submit(bool resume) {
@@ -315,7 +320,7 @@ void Simulation::CallSubmit(const v1::SubmitRunRequest& request) {
 void Simulation::OnAnswer(const core::AnswerCall& answer) {
   const auto call = calls_.find(answer.call);
   if (call == calls_.end()) {
-    if (answer.status.ok()) stop_asked_ = true;  // of StopRun
+    if (stop_calls_.contains(answer.call) && answer.status.ok()) stop_asked_ = true;
     return;
   }
   const v1::SubmitRunRequest request = call->second;
@@ -345,9 +350,12 @@ void Simulation::Watch() {
     stop.set_request_id("stop");
     stop.set_run_id(kRun);
     stop.set_reason("the user asked");
+    stop_calls_.insert(core::CallId{next_call_});
     Deliver(core::StopRunCalled{core::CallId{next_call_++}, stop});
     return;
   }
+  CheckProgress(*status);
+  UndrainLater();
   if (status->state() != v1::RUN_STATE_STOPPED && status->state() != v1::RUN_STATE_FAILED) {
     return StartDeadAgents();
   }
@@ -359,7 +367,65 @@ void Simulation::Watch() {
   Submit(/*resume=*/true);
 }
 
+void Simulation::KillAgent(int agent) { agents_[static_cast<std::size_t>(agent)]->Die(); }
+void Simulation::KillWorker(int agent) { agents_[static_cast<std::size_t>(agent)]->WorkerDies(); }
+void Simulation::BreakSession(int agent) {
+  agents_[static_cast<std::size_t>(agent)]->LoseSession();
+}
+void Simulation::StartAgent(int agent, milliseconds later) {
+  After(later, [to = agents_[static_cast<std::size_t>(agent)].get()] {
+    if (!to->alive()) to->Start();
+  });
+}
+
+void Simulation::Drain(const std::string& node) {
+  if (!coordinator_up_) return;
+  v1::DrainNodeRequest request;
+  request.set_request_id(absl::StrCat("request-", next_request_++));
+  request.set_node(node);
+  request.set_reason("a fan is loud");
+  Deliver(core::DrainNodeCalled{core::CallId{next_call_++}, request});
+}
+
+void Simulation::UndrainLater() {
+  if (!coordinator_up_) return;
+  for (const v1::NodeStatus& node : core_->ListNodes(now())) {
+    const bool drained = node.state() == v1::NODE_STATE_DRAINED ||
+                         node.state() == v1::NODE_STATE_DRAINING ||
+                         node.state() == v1::NODE_STATE_QUARANTINED;
+    if (!drained || !undraining_.insert(node.name()).second) continue;
+    After(seconds(random_.Between(5, 90)), [this, name = node.name()] {
+      undraining_.erase(name);
+      if (!coordinator_up_) return;
+      v1::UndrainNodeRequest request;
+      request.set_request_id(absl::StrCat("request-", next_request_++));
+      request.set_node(name);
+      Deliver(core::UndrainNodeCalled{core::CallId{next_call_++}, request});
+    });
+  }
+}
+
+// A run that waits while all of its nodes could serve it has been forgotten.
+void Simulation::CheckProgress(const v1::RunStatus& status) {
+  constexpr std::int64_t kPatienceNs = 600'000'000'000;
+  int usable = 0;
+  for (const v1::NodeStatus& node : core_->ListNodes(now())) {
+    const bool drained = node.state() == v1::NODE_STATE_DRAINED ||
+                         node.state() == v1::NODE_STATE_DRAINING ||
+                         node.state() == v1::NODE_STATE_QUARANTINED;
+    if (node.alive() && !drained) ++usable;
+  }
+  if (status.state() != v1::RUN_STATE_WAITING || usable < options_.nodes) {
+    stuck_since_ = -1;
+  } else if (stuck_since_ < 0) {
+    stuck_since_ = clock_;
+  } else if (clock_ - stuck_since_ > kPatienceNs) {
+    trouble_ = absl::StrCat("the run waits though ", usable, " nodes are there: ", status.reason());
+  }
+}
+
 void Simulation::StartDeadAgents() {
+  if (!options_.agents_come_back) return;
   for (const auto& agent : agents_) {
     if (agent->alive()) continue;
     After(milliseconds(random_.Between(10, 10'000)), [agent = agent.get()] {
@@ -395,19 +461,25 @@ void Simulation::Step(const std::shared_ptr<Training>& training) {
   training->stepping = false;
   if (training->over) return;
   const std::int64_t step = ++training->step;
-  const bool last = step == options_.steps || training->stopping;
-  const bool checkpoint =
-      options_.checkpoint_interval > 0 && step % options_.checkpoint_interval == 0;
-  for (const auto& [index, agent] : training->agents) {
-    agent->OnStepped(step, options_.steps, training->stopping, checkpoint);
-  }
-  if (last) {
+  StepEnd end;
+  end.checkpoint = options_.checkpoint_interval > 0 && step % options_.checkpoint_interval == 0;
+  end.moves = step < options_.steps && !training->stopping &&
+              (training->moving_now || (training->moving && end.checkpoint));
+  end.stopped = step < options_.steps && (training->stopping || end.moves);
+  end.last = step == options_.steps || end.stopped;
+  for (const auto& [index, agent] : training->agents) agent->OnStepped(step, end);
+  if (end.last) {
     training->over = true;
     return;
   }
+  if (options_.on_step) options_.on_step(*this, step);
   const auto victim = [this] {
-    return agents_[static_cast<std::size_t>(random_.Between(0, options_.nodes - 1))].get();
+    const auto last = static_cast<std::int64_t>(agents_.size()) - 1;
+    return agents_[static_cast<std::size_t>(random_.Between(0, last))].get();
   };
+  if (random_.OneIn(options_.steps_per_drain)) {
+    Drain(absl::StrCat("node-", random_.Between(0, static_cast<std::int64_t>(agents_.size()) - 1)));
+  }
   const bool agent_dies = random_.OneIn(options_.steps_per_agent_death);
   if (agent_dies || random_.OneIn(options_.steps_per_worker_death)) {
     Agent* dead = victim();

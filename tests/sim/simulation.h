@@ -16,6 +16,7 @@
 #include <memory>
 #include <optional>
 #include <queue>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -38,10 +39,17 @@ class Random {
   std::uint64_t state_;
 };
 
+class Agent;
+class Simulation;
+
 struct Options {
   std::uint64_t seed = 1;
   int nodes = 2;
   int slots_per_node = 2;
+  int spares = 0;
+  int min_nodes = 0;  // 0: the run file's default
+  int pipeline = 1;
+  int micro_batches_per_slot = 1;
   std::int64_t steps = 60;
   std::int64_t checkpoint_interval = 20;
   std::int64_t keep = 2;
@@ -55,7 +63,12 @@ struct Options {
   std::int64_t manifests_per_failure = 0;
   std::int64_t starts_per_damage = 0;
   std::int64_t calls_per_loss = 0;
+  std::int64_t steps_per_drain = 0;
+  std::int64_t self_tests_per_failure = 0;
+  bool agents_come_back = true;              // somebody starts a dead one again
   std::optional<std::int64_t> stop_at_step;  // the user stops it there, then resumes
+  // Called after every step of a generation: what a scenario does by hand.
+  std::function<void(Simulation& world, std::int64_t step)> on_step;
   // Replaying all facts is compared with the live state after every so many events.
   int events_per_replay_check = 1;
   std::chrono::minutes patience{24 * 60};  // of virtual time
@@ -72,13 +85,21 @@ struct Result {
   int resumes = 0;
 };
 
-class Agent;
+// What follows a step of all ranks.
+struct StepEnd {
+  bool checkpoint = false;
+  bool last = false;     // of the generation
+  bool stopped = false;  // before the run's last step
+  bool moves = false;    // so that the run goes on with other nodes
+};
 
 // One generation's workers, over all nodes: they step together or not at all.
 struct Training {
   v1::GenerationKey key;
   std::int64_t step = 0;
   bool stopping = false;
+  bool moving = false;
+  bool moving_now = false;  // at any step
   bool stepping = false;
   bool over = false;
   std::map<int, Agent*> agents;  // by index; those that have their peers
@@ -93,6 +114,13 @@ class Simulation {
 
   // Until the run is completed, a promise is broken, or patience ends.
   Result Run();
+
+  // --- a scenario's hands ---
+  void KillAgent(int agent);
+  void StartAgent(int agent, std::chrono::milliseconds later);
+  void BreakSession(int agent);
+  void KillWorker(int agent);
+  void Drain(const std::string& node);
 
  private:
   friend class Agent;
@@ -125,6 +153,13 @@ class Simulation {
   void Watch();
   void StartDeadAgents();
   std::string RunFileText() const;
+  std::int64_t GlobalBatch() const {
+    return std::int64_t{options_.nodes} * options_.slots_per_node *
+           options_.micro_batches_per_slot / options_.pipeline;
+  }
+  // Between drains somebody looks at what was drained, and mends it.
+  void UndrainLater();
+  void CheckProgress(const v1::RunStatus& status);
 
   // --- training, shared by the agents ---
   Training& TrainingOf(const v1::GenerationKey& key, int world, std::int64_t start_step);
@@ -163,6 +198,9 @@ class Simulation {
   std::uint64_t next_call_ = 1;
   std::uint64_t next_request_ = 1;
   std::map<core::CallId, v1::SubmitRunRequest> calls_;
+  std::set<core::CallId> stop_calls_;
+  std::set<std::string> undraining_;
+  std::int64_t stuck_since_ = -1;
   std::string waiting_for_;  // the submission that was not answered yet
 
   std::vector<std::unique_ptr<Agent>> agents_;

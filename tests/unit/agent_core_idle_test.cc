@@ -51,7 +51,7 @@ TEST_F(AgentCoreTest, AnIdleWorkerThatNobodyTakesUpIsEnded) {
   EXPECT_EQ(Of<SpawnWorker>(Ends(1, {.signal = SIGKILL})).size(), 2u);
 }
 
-TEST_F(AgentCoreTest, AnIdleWorkerMakesRoomForAnotherRank) {
+TEST_F(AgentCoreTest, AnIdleWorkerTakesUpAnotherRankAndItsLog) {
   Run();
   Told(End(1));
   Says(0, Left(1, 0));
@@ -59,11 +59,73 @@ TEST_F(AgentCoreTest, AnIdleWorkerMakesRoomForAnotherRank) {
   v1::CoordinatorMessage swapped = Start(2);
   swapped.mutable_start()->mutable_assignments(0)->set_rank(1);
   swapped.mutable_start()->mutable_assignments(1)->set_rank(0);
-  const auto told = Of<TellWorker>(Told(swapped));
+  const auto actions = Told(swapped);
+  EXPECT_TRUE(Of<SpawnWorker>(actions).empty());
+  const auto told = Of<TellWorker>(actions);
+  ASSERT_EQ(told.size(), 2u);
+  EXPECT_EQ(told[0].slot, 0);
+  EXPECT_EQ(told[0].command.start().rank(), 1);
+  const auto logs = Of<SwitchLog>(actions);
+  ASSERT_EQ(logs.size(), 2u);
+  EXPECT_TRUE(logs[0].log_path.ends_with("/logs/rank-00001.log")) << logs[0].log_path;
+}
+
+// The run moves: its ranks have finished, and leave with what they hold.
+TEST_F(AgentCoreTest, AWorkerThatMovesIsWaitedForAndKept) {
+  Run();
+  for (const int slot : {0, 1}) {
+    v1::WorkerMessage finished;
+    *finished.mutable_finished()->mutable_key() = Start(1).start().key();
+    finished.mutable_finished()->set_rank(slot);
+    finished.mutable_finished()->set_step(7);
+    finished.mutable_finished()->set_stopped(true);
+    finished.mutable_finished()->set_moves(true);
+    Says(slot, finished);
+  }
+  v1::WorkerMessage left = Left(1, 0);
+  left.mutable_left()->set_held_step(7);
+  Says(0, left);
+  const auto ended = Told(End(1));
+  EXPECT_TRUE(std::none_of(ended.begin(), ended.end(), [](const AgentAction& action) {
+    const auto* told = std::get_if<TellWorker>(&action);
+    return told != nullptr && told->command.has_exit();
+  }));
+  EXPECT_TRUE(TellsOf(ended, v1::AgentMessage::kGone).empty()) << "one has not left yet";
+  left = Left(1, 1);
+  left.mutable_left()->set_held_step(7);
+  const auto gone = TellsOf(Says(1, left), v1::AgentMessage::kGone);
+  ASSERT_EQ(gone.size(), 1u);
+  EXPECT_EQ(gone[0].gone().held_size(), 2);
+}
+
+TEST_F(AgentCoreTest, WhatNobodyWantsIsForgotten) {
+  Run();
+  Told(End(1));
+  Says(0, Left(1, 0));
+  Says(1, Left(1, 1));
+  v1::CoordinatorMessage forget = End(1);
+  forget.mutable_end()->set_forget(true);
+  const auto told = Of<TellWorker>(Told(forget));
   ASSERT_EQ(told.size(), 2u);
   EXPECT_TRUE(told[0].command.has_exit());
-  Ends(0, {.exit_code = 0});
-  EXPECT_EQ(Of<SpawnWorker>(Ends(1, {.exit_code = 0})).size(), 2u);
+}
+
+TEST_F(AgentCoreTest, OneSelfTestAtATimeAndItsResultIsTold) {
+  Run();
+  v1::CoordinatorMessage ask;
+  ask.set_epoch(1);
+  ask.mutable_self_test()->set_id(3);
+  ask.mutable_self_test()->set_folder("/runs/run/checkpoints");
+  const auto begun = Of<BeginSelfTest>(Told(ask));
+  ASSERT_EQ(begun.size(), 1u);
+  EXPECT_EQ(begun[0].folder, "/runs/run/checkpoints");
+  EXPECT_TRUE(Of<BeginSelfTest>(Told(ask)).empty());
+  const auto told = TellsOf(Handle(SelfTested{3, absl::InternalError("wrong"), 0.5}),
+                            v1::AgentMessage::kSelfTestDone);
+  ASSERT_EQ(told.size(), 1u);
+  EXPECT_EQ(told[0].self_test_done().id(), 3u);
+  EXPECT_EQ(told[0].self_test_done().error(), "wrong");
+  EXPECT_EQ(Of<BeginSelfTest>(Told(ask)).size(), 1u);
 }
 
 TEST_F(AgentCoreTest, AReleasedAgentEndsItsIdleWorkers) {

@@ -19,7 +19,8 @@ namespace paceline::core {
 
 // A run of `nodes` x `slots` ranks; `checkpoint` is that section's keys.
 inline std::string RunFileText(int nodes, int slots, std::int64_t steps,
-                               const std::string& checkpoint = "interval_steps = 10\nkeep = 2") {
+                               const std::string& checkpoint = "interval_steps = 10\nkeep = 2",
+                               const std::string& launch = "") {
   return absl::StrCat(
       "[run]\nname = \"unit\"\nmember = \"uni-a\"\nproject = \"demo\"\nseed = 7\n"
       "[model]\nvocab_size = 256\nhidden_size = 32\nnum_hidden_layers = 1\n"
@@ -28,7 +29,8 @@ inline std::string RunFileText(int nodes, int slots, std::int64_t steps,
       "[train]\nsequence_length = 16\nmicro_batch_size = 1\nlearning_rate = 1e-3\n"
       "global_batch_size = ",
       nodes * slots, "\nsteps = ", steps, "\n[checkpoint]\n", checkpoint,
-      "\n[launch]\nnodes = ", nodes, "\nslots_per_node = ", slots, "\n[rates]\nslot_hour = 3.6\n");
+      "\n[launch]\nnodes = ", nodes, "\nslots_per_node = ", slots, "\n", launch,
+      "\n[rates]\nslot_hour = 3.6\n");
 }
 
 inline v1::SubmitRunRequest SubmissionOf(const std::string& request_id,
@@ -180,8 +182,9 @@ class Cluster {
 
   // Two nodes of two slots, four ranks, all ready.
   void StartFourRanks(std::int64_t steps = 100,
-                      const std::string& checkpoint = "interval_steps = 10\nkeep = 2") {
-    Submit(SubmissionOf("submit", RunFileText(2, 2, steps, checkpoint)));
+                      const std::string& checkpoint = "interval_steps = 10\nkeep = 2",
+                      const std::string& launch = "") {
+    Submit(SubmissionOf("submit", RunFileText(2, 2, steps, checkpoint, launch)));
     Register(0, 1, 2, "run");
     Register(1, 1, 2, "run");
     for (int rank = 0; rank < 4; ++rank) Ready(rank / 2, rank);

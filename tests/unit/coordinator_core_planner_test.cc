@@ -12,6 +12,7 @@ RunFile FileOf(std::int64_t nodes, std::int64_t slots) {
   RunFile file;
   file.launch.nodes = nodes;
   file.launch.slots_per_node = slots;
+  file.launch.min_nodes = nodes;
   file.train.global_batch_size = 16;
   file.train.micro_batch_size = 2;
   return file;

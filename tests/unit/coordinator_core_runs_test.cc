@@ -34,7 +34,8 @@ TEST(RunsTest, ARunWaitsForItsNodesAndSaysSo) {
   cluster.Register(0, 1, 2, "run");
   EXPECT_EQ(cluster.Status().state(), v1::RUN_STATE_WAITING);
   EXPECT_EQ(cluster.Status().reason(),
-            "waits for 4 slots (2 nodes of 2); 2 slots on 1 node are free");
+            "waits for 4 slots (2 nodes of 2); 2 slots on 1 node are free; goes on with 2 ranks on "
+            "1 node, fewer than the 4 on 2 asked for within 120 s");
   cluster.Register(1, 1, 2, "other");
   EXPECT_EQ(cluster.Status().state(), v1::RUN_STATE_WAITING);
   cluster.Register(2, 1, 2);

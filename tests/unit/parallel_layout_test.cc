@@ -159,5 +159,51 @@ TEST(PartOfTest, TheRanksOfAnExpertDataCopyHoldEveryTensorOnce) {
   EXPECT_EQ(names, whole);
 }
 
+// Expert groups as equal as may be, ranks of one group alike, everything once, in order.
+TEST(MicroBatchesOfTest, EveryMicroBatchIsOneSharesAndGroupsDifferByOneUnit) {
+  for (const int expert : {1, 2, 4}) {
+    for (const int groups : {1, 2, 3, 5}) {
+      for (const int pipeline : {1, 2}) {
+        ParallelLayout layout;
+        layout.pipeline = pipeline;
+        layout.expert = expert;
+        layout.data = expert * groups;
+        if (pipeline > 1) layout.schedule = "interleaved";
+        const std::int64_t total = 40;
+        ASSERT_TRUE(CheckMicroBatches(layout, total).ok());
+        std::multiset<std::int64_t> taken;
+        std::set<std::int64_t> counts;
+        for (int share = 0; share < layout.data; ++share) {
+          const MicroBatchRange range = MicroBatchesOf(layout, share, total);
+          EXPECT_EQ(range.count % pipeline, 0);
+          const MicroBatchRange first = MicroBatchesOf(layout, share / expert * expert, total);
+          EXPECT_EQ(range.count, first.count);
+          for (std::int64_t i = 0; i < range.count; ++i) {
+            taken.insert(range.At(i));
+            // Who meets in an expert does not depend on the number of groups.
+            EXPECT_EQ(range.At(i) / expert, first.At(i) / expert);
+            EXPECT_EQ(range.At(i) % expert, share % expert);
+          }
+          counts.insert(range.count);
+        }
+        ASSERT_EQ(taken.size(), static_cast<std::size_t>(total));
+        EXPECT_EQ(*taken.begin(), 0);
+        EXPECT_EQ(std::set(taken.begin(), taken.end()).size(), static_cast<std::size_t>(total));
+        EXPECT_EQ(*taken.rbegin(), total - 1);
+        EXPECT_LE(*counts.rbegin() - *counts.begin(), pipeline);
+        EXPECT_GT(*counts.begin(), 0);
+      }
+    }
+  }
+}
+
+TEST(MicroBatchesOfTest, AShareWithNothingToDoIsRefused) {
+  ParallelLayout layout;
+  layout.data = 5;
+  EXPECT_FALSE(CheckMicroBatches(layout, 4).ok());
+  layout.data = layout.expert = 2;
+  EXPECT_FALSE(CheckMicroBatches(layout, 5).ok()) << "ranks that share experts take as many";
+}
+
 }  // namespace
 }  // namespace paceline

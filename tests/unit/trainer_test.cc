@@ -80,7 +80,7 @@ TEST(TrainerTest, AStopThatOneRankHearsStopsAllAtOneStepWithACheckpoint) {
   const auto outcomes = TrainInProcess(
       run, 2,
       {.on_message = [](int rank, const v1::WorkerMessage& message, GenerationControl& control) {
-        if (rank == 0 && message.has_step() && message.step().step() == 5) control.RequestStop();
+        if (rank == 0 && message.has_step() && message.step().step() == 5) control.RequestStop({});
       }});
   ExpectAllOk(outcomes);
   EXPECT_EQ(outcomes[0].finished_step(), 6);

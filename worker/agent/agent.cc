@@ -9,6 +9,8 @@
 #include <deque>
 #include <future>
 #include <mutex>
+#include <system_error>
+#include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -21,6 +23,7 @@
 #include "worker/agent/coordinator_link.h"
 #include "worker/agent/mailbox.h"
 #include "worker/agent/record_writer.h"
+#include "worker/agent/self_test.h"
 #include "worker/agent/session_client.h"
 #include "worker/agent/socket_folder.h"
 #include "worker/agent/worker_server.h"
@@ -117,6 +120,13 @@ struct Agent::Impl {
   void Do(const DropCoordinator& action);
   void Do(const SpawnWorker& action);
   void Spawn(const SpawnWorker& action);
+  void Do(const SwitchLog& action) {
+    ProcessIn(action.slot)->SwitchLog(action.log_path, LogHeader(action.key, action.rank));
+  }
+  void Do(const BeginSelfTest& action);
+  std::string LogHeader(const v1::GenerationKey& key, int rank) const {
+    return "--- " + NameOf(key) + " rank " + std::to_string(rank) + " on node " + options.name;
+  }
   void Do(const TellWorker& action) { server->Send(action.slot, action.command); }
   void Do(const KillWorker& action);
   void Do(const AppendRecord& action);
@@ -345,7 +355,7 @@ void Agent::Impl::Spawn(const SpawnWorker& action) {
       {.argv = {options.worker, "--agent-socket", socket.socket_path(), "--slot",
                 std::to_string(slot)},
        .log_path = action.log_path,
-       .log_header = "--- " + what + " on node " + options.name,
+       .log_header = LogHeader(action.key, action.rank),
        .on_start =
            [this, slot, what](const absl::StatusOr<pid_t>& pid) {
              if (!pid.ok()) {
@@ -382,6 +392,24 @@ void Agent::Impl::Do(const KillWorker& action) {
   process.reset();
   follow_ups.push_back(
       WorkerNotSpawned{action.slot, absl::CancelledError("ended before it was started")});
+}
+
+// A disk may keep its thread for ever: it holds nothing but the mailbox, and nobody waits for it.
+void Agent::Impl::Do(const BeginSelfTest& action) {
+  const auto tell = [mails = mailbox, id = action.id](absl::Status status, double seconds) {
+    mails->Push({SelfTested{id, std::move(status), seconds}, nullptr});
+  };
+  const std::string file =
+      action.folder + "/.self-test-" + options.name + "-" + std::to_string(incarnation);
+  try {
+    std::thread([tell, file] {
+      const SteadyTime begin = std::chrono::steady_clock::now();
+      absl::Status status = RunSelfTest(file);
+      tell(std::move(status), SecondsBetween(begin, std::chrono::steady_clock::now()));
+    }).detach();
+  } catch (const std::system_error& error) {
+    tell(absl::ResourceExhaustedError(std::string("no more threads: ") + error.what()), 0);
+  }
 }
 
 // A record that cannot be written stops no training; it is counted and said.

@@ -90,6 +90,8 @@ void AgentCore::On(const CoordinatorSaid& event) {
       return OnCommitted(message.checkpoint_committed());
     case v1::CoordinatorMessage::kEnd:
       return OnEnd(message.end());
+    case v1::CoordinatorMessage::kSelfTest:
+      return OnSelfTest(message.self_test());
     case v1::CoordinatorMessage::kRelease:
       return EndWorkers(ExitCode::kDone, message.release().reason(), /*at_once=*/false);
     default:
@@ -219,8 +221,33 @@ void AgentCore::OnCommitted(const v1::CheckpointCommitted& committed) {
 
 void AgentCore::OnEnd(const v1::EndGeneration& end) {
   const Key key{end.key().run_id(), end.key().generation()};
+  if (end.forget()) {
+    for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+      const std::optional<Worker>& worker = slots_[slot];
+      if (worker.has_value() && worker->idle && worker->key.first == key.first) {
+        EndIdle(static_cast<int>(slot));
+      }
+    }
+  }
   if (!generations_.contains(key)) return TellGone(end.key());
   BeginEnd(key, end.reason());
+}
+
+void AgentCore::OnSelfTest(const v1::SelfTest& test) {
+  if (self_testing_ || ending_.has_value()) return;
+  self_testing_ = true;
+  Do(BeginSelfTest{test.id(), test.folder()});
+}
+
+void AgentCore::On(const SelfTested& event) {
+  self_testing_ = false;
+  if (!registered_) return;  // a coordinator that still wants to know asks again
+  v1::AgentMessage message;
+  message.set_incarnation(incarnation_);
+  message.mutable_self_test_done()->set_id(event.id);
+  message.mutable_self_test_done()->set_error(std::string(event.status.message()));
+  message.mutable_self_test_done()->set_seconds(event.seconds);
+  Do(TellCoordinator{std::move(message)});
 }
 
 void AgentCore::On(const CoordinatorLost& event) {
@@ -252,7 +279,7 @@ bool AgentCore::MakeRoom(const Generation& generation) {
     const Worker* worker = FindWorker(assignment.slot());
     if (worker == nullptr) continue;
     const bool fits = worker->idle && worker->idle_until.has_value() && worker->session_open &&
-                      worker->log_path == RankLog(generation.start.run_dir(), assignment.rank());
+                      worker->key.first == generation.start.key().run_id();
     if (fits) continue;
     room = false;
     if (worker->idle) EndIdle(assignment.slot());
@@ -266,7 +293,8 @@ void AgentCore::StartWaiting() {
   }
 }
 
-// An idle worker that fits goes on in its process; the other slots get new ones.
+// An idle worker that fits goes on in its process, as another rank if need be; the other slots get
+// new ones.
 void AgentCore::Begin(const Key& key, Generation& generation) {
   generation.phase = Phase::kRunning;
   for (const v1::RankAssignment& assignment : generation.start.assignments()) {
@@ -278,6 +306,9 @@ void AgentCore::Begin(const Key& key, Generation& generation) {
     if (const Worker* idle = FindWorker(slot)) {
       worker.session = idle->session;
       worker.session_open = true;
+      if (idle->log_path != worker.log_path) {
+        Do(SwitchLog{slot, generation.start.key(), assignment.rank(), worker.log_path});
+      }
       slots_[static_cast<std::size_t>(slot)] = std::move(worker);
       ++counters_.worker_reuses;
       TellStart(slot, generation);
@@ -322,7 +353,8 @@ void AgentCore::BeginEnd(const Key& key, const std::string& reason) {
     if (!worker->finished) {
       Do(TellWorker{static_cast<int>(slot), AbortOf(generation.start.key(), reason)});
     }
-    if (worker->finished || (worker->failure_told && !worker->survives) || ending_.has_value()) {
+    if ((worker->finished && !worker->moves) || (worker->failure_told && !worker->survives) ||
+        ending_.has_value()) {
       Do(TellWorker{static_cast<int>(slot), ExitCommand()});
     }
     worker->kill_at = now_.steady + timeouts_.shutdown + kStepsToLeave * StepTime(generation);

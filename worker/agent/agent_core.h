@@ -6,7 +6,7 @@
 //   running   its workers train; each slot goes  spawned -> connected -> (finished) -> ended
 //   ending    the coordinator ended it: workers are told to leave it, killed when they do not
 // and it is forgotten (GenerationGone) when the last of its workers has left it or ended. One that
-// has left is idle: the run's next generation takes it up where it gives the slot the same rank.
+// has left is idle: the run's next generation takes it up, whatever rank it gives the slot.
 // Invariant: a slot holds at most one worker; nothing of a generation older than the run's
 // newest, of an ended worker's session, or of an epoch below the highest seen, has any effect.
 // What steps led to (parts, ends, failures) is told after the steps' records are written, so that
@@ -69,6 +69,12 @@ struct RecordWritten {
   std::uint64_t number = 0;
   absl::Status status;
 };
+// Of the SelfTest that was begun last.
+struct SelfTested {
+  std::uint64_t id = 0;
+  absl::Status status;
+  double seconds = 0;
+};
 struct Timer {};
 // SIGTERM; a second one ends the workers at once.
 struct ShutdownAsked {
@@ -76,7 +82,7 @@ struct ShutdownAsked {
 };
 using AgentEvent =
     std::variant<CoordinatorSaid, CoordinatorLost, WorkerSaid, WorkerSessionClosed, WorkerExited,
-                 WorkerNotSpawned, RecordWritten, Timer, ShutdownAsked>;
+                 WorkerNotSpawned, RecordWritten, SelfTested, Timer, ShutdownAsked>;
 
 // --- actions ---
 struct TellCoordinator {
@@ -92,6 +98,18 @@ struct SpawnWorker {
   v1::GenerationKey key;
   int rank = 0;
   std::string log_path;
+};
+// What the worker writes from now on belongs to another rank's log.
+struct SwitchLog {
+  int slot = 0;
+  v1::GenerationKey key;
+  int rank = 0;
+  std::string log_path;
+};
+// Begin a self-test; SelfTested answers it. One at a time.
+struct BeginSelfTest {
+  std::uint64_t id = 0;
+  std::string folder;
 };
 struct TellWorker {
   int slot = 0;
@@ -111,8 +129,8 @@ struct EndAgent {
   ExitCode code = ExitCode::kDone;
   std::string reason;
 };
-using AgentAction = std::variant<TellCoordinator, DropCoordinator, SpawnWorker, TellWorker,
-                                 KillWorker, AppendRecord, EndAgent>;
+using AgentAction = std::variant<TellCoordinator, DropCoordinator, SpawnWorker, SwitchLog,
+                                 BeginSelfTest, TellWorker, KillWorker, AppendRecord, EndAgent>;
 
 class AgentCore {
  public:
@@ -149,7 +167,8 @@ class AgentCore {
     std::uint64_t session = 0;  // 0: not connected yet
     bool session_open = false;
     bool finished = false;
-    bool left = false;  // its generation, and lives
+    bool moves = false;  // so that it will leave
+    bool left = false;   // its generation, and lives
     std::int64_t held_step = 0;
     bool idle = false;  // and its generation has ended: `key` is a former one
     bool failure_told = false;
@@ -169,6 +188,7 @@ class AgentCore {
   void On(const WorkerExited& event);
   void On(const WorkerNotSpawned& event);
   void On(const RecordWritten& event);
+  void On(const SelfTested& event);
   void On(const Timer& event);
   void On(const ShutdownAsked& event);
 
@@ -180,6 +200,7 @@ class AgentCore {
   void OnStop(const v1::StopGeneration& stop);
   void OnCommitted(const v1::CheckpointCommitted& committed);
   void OnEnd(const v1::EndGeneration& end);
+  void OnSelfTest(const v1::SelfTest& test);
 
   void OnHello(int slot, std::uint64_t session, const v1::WorkerHello& hello);
   void OnProgress(const Worker& worker, Generation& generation, const v1::RankProgress& progress);
@@ -192,8 +213,8 @@ class AgentCore {
 
   absl::Status CheckStart(const v1::StartGeneration& start) const;
   void StartWaiting();
-  // Whether every slot is empty or has the worker that `generation` wants there; others that are
-  // idle are told to go.
+  // Whether every slot is empty or has an idle worker of the run; others that are idle are told to
+  // go.
   bool MakeRoom(const Generation& generation);
   void Begin(const Key& key, Generation& generation);
   void TellStart(int slot, const Generation& generation);
@@ -253,6 +274,7 @@ class AgentCore {
   std::map<std::string, std::uint64_t> ended_;  // the newest ended generation of a run
   std::vector<std::optional<Worker>> slots_;
   std::optional<EndAgent> ending_;
+  bool self_testing_ = false;
   AgentCounters counters_;
 };
 

@@ -71,6 +71,8 @@ void AgentCore::On(const WorkerSaid& event) {
     // Its end crossed the generation's: nothing is left for it to leave.
     if (!event.message.has_finished()) return;
     worker->finished = true;
+    worker->moves = event.message.finished().moves();
+    if (worker->moves) return;
     v1::WorkerCommand command;
     command.mutable_exit();
     return Do(TellWorker{event.slot, std::move(command)});
@@ -193,6 +195,7 @@ void AgentCore::Relay(Worker& worker, const v1::WorkerMessage& said) {
       break;
     case v1::WorkerMessage::kFinished:
       worker.finished = true;
+      worker.moves = said.finished().moves();
       *message.mutable_finished() = said.finished();
       break;
     default:

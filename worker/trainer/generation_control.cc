@@ -25,6 +25,17 @@ void GenerationControl::SetPeers(const v1::Peers& peers) {
   changed_.notify_all();
 }
 
+// A wish grows stronger and never weaker.
+void GenerationControl::RequestStop(const v1::StopGeneration& stop) {
+  if (!stop.moves()) {
+    stop_requested_.store(true);
+  } else if (!stop.at_checkpoint()) {
+    move_.store(Move::kNow);
+  } else if (move_.load() == Move::kNone) {
+    move_.store(Move::kAtCheckpoint);
+  }
+}
+
 void GenerationControl::Abort(const std::string& reason) {
   const std::lock_guard lock(mutex_);
   if (!abort_reason_.has_value()) abort_reason_ = reason;

@@ -27,7 +27,7 @@ class GenerationControl {
   // --- the command thread ---
   void Grant(const v1::Window& window);
   void SetPeers(const v1::Peers& peers);
-  void RequestStop() { stop_requested_.store(true); }
+  void RequestStop(const v1::StopGeneration& stop);
   void Abort(const std::string& reason);
 
   // --- the step thread ---
@@ -38,6 +38,11 @@ class GenerationControl {
   std::int64_t granted_until() const;
   absl::StatusOr<std::vector<std::string>> WaitForPeers();
   bool stop_requested() const { return stop_requested_.load(); }
+  // Whether the rank shall leave with its state after a step, at which a checkpoint is due or not.
+  bool move_requested(bool at_checkpoint) const {
+    const Move move = move_.load();
+    return move == Move::kNow || (move == Move::kAtCheckpoint && at_checkpoint);
+  }
   // kAborted with its reason once Abort was called.
   absl::Status status() const;
 
@@ -47,6 +52,8 @@ class GenerationControl {
   CommunicatorProgress communication() const;
 
  private:
+  enum class Move { kNone, kAtCheckpoint, kNow };
+
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::int64_t granted_until_ = 0;
@@ -54,6 +61,7 @@ class GenerationControl {
   std::optional<std::string> abort_reason_;
   ParallelGroups* groups_ = nullptr;
   std::atomic<bool> stop_requested_{false};
+  std::atomic<Move> move_{Move::kNone};
 };
 
 }  // namespace paceline

@@ -32,23 +32,22 @@ absl::Status CheckRankStart(const RunFile& run_file, const v1::RankStart& start)
                      " does not split over ", layout.expert, " ranks"));
   }
   const TrainSection& train = run_file.train;
-  if (train.global_batch_size % (train.micro_batch_size * layout.data) != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("[train] global_batch_size = ", train.global_batch_size,
-                     " does not split over ", layout.data, " data-parallel ranks"));
-  }
+  RETURN_IF_ERROR(
+      Annotate(CheckMicroBatches(layout, train.global_batch_size / train.micro_batch_size),
+               absl::StrCat("[train] global_batch_size = ", train.global_batch_size,
+                            ", micro_batch_size = ", train.micro_batch_size)));
   const std::int64_t segments = std::int64_t{layout.pipeline} * layout.virtual_stages;
   if (segments > run_file.model.num_hidden_layers) {
     return absl::InvalidArgumentError(
         absl::StrCat("[model] num_hidden_layers = ", run_file.model.num_hidden_layers,
                      " does not split into ", segments, " segments"));
   }
-  return CheckPipelineShape(
-      {.schedule = layout.schedule,
-       .stages = layout.pipeline,
-       .virtual_stages = layout.virtual_stages,
-       .micro_batches =
-           static_cast<int>(train.global_batch_size / (train.micro_batch_size * layout.data))});
+  const MicroBatchRange own = MicroBatchesOf(layout, CoordinatesOf(layout, start.rank()).data,
+                                             train.global_batch_size / train.micro_batch_size);
+  return CheckPipelineShape({.schedule = layout.schedule,
+                             .stages = layout.pipeline,
+                             .virtual_stages = layout.virtual_stages,
+                             .micro_batches = static_cast<int>(own.count)});
 }
 
 }  // namespace paceline

@@ -24,7 +24,8 @@ namespace {
 
 constexpr std::size_t kLossScalar = 0;
 constexpr std::size_t kStopScalar = 1;
-constexpr std::size_t kExpertScalars = 2;
+constexpr std::size_t kMoveScalar = 2;
+constexpr std::size_t kExpertScalars = 3;
 
 // Windows are asked for a quarter of an hour ahead, within these bounds.
 constexpr double kWindowSeconds = 900;
@@ -53,13 +54,13 @@ Trainer::Trainer(const RunFile& run_file, const v1::RankStart& start, Generation
       send_(std::move(send)),
       layout_(LayoutOf(start.layout())),
       at_(CoordinatesOf(layout_, start.rank())),
-      micro_batches_(run_file.train.global_batch_size /
-                     (run_file.train.micro_batch_size * layout_.data)),
+      micro_batches_(MicroBatchesOf(
+          layout_, at_.data, run_file.train.global_batch_size / run_file.train.micro_batch_size)),
       step_tokens_(run_file.train.global_batch_size * run_file.train.sequence_length),
       actions_(PipelineActions({.schedule = layout_.schedule,
                                 .stages = layout_.pipeline,
                                 .virtual_stages = layout_.virtual_stages,
-                                .micro_batches = static_cast<int>(micro_batches_)},
+                                .micro_batches = static_cast<int>(micro_batches_.count)},
                                at_.stage)),
       model_part_(PartOf(run_file_, layout_, start.rank())),
       compute_(Stream::Mode::kInline, "compute"),
@@ -249,6 +250,7 @@ absl::Status Trainer::Run(ParallelGroups& groups) {
   finished.set_rank(start_.rank());
   finished.set_step(step_);
   finished.set_stopped(stop_agreed_ && step_ < run_file_.train.steps);
+  finished.set_moves(moves_);
   send_(std::move(message));
   return absl::OkStatus();
 }
@@ -307,7 +309,7 @@ absl::Status Trainer::WaitForWindow() {
 absl::StatusOr<MicroBatch> Trainer::LoadMicroBatch(std::int64_t index) {
   const std::int64_t rows = run_file_.train.micro_batch_size;
   const std::int64_t first =
-      step_ * run_file_.train.global_batch_size + (at_.data * micro_batches_ + index) * rows;
+      step_ * run_file_.train.global_batch_size + micro_batches_.At(index) * rows;
   return train_->Load(first, rows);
 }
 
@@ -324,7 +326,7 @@ absl::Status Trainer::ForwardBackward() {
   };
   handlers.loss = [this](int, float loss) { scalars_[kLossScalar] += static_cast<double>(loss); };
   handlers.bucket_ready = [this](std::size_t bucket, int micro_batch) {
-    reducer_->BucketReady(bucket, micro_batch, micro_batches_);
+    reducer_->BucketReady(bucket, micro_batch, micro_batches_.count);
   };
   // The loss is the mean over the step's tokens; scaling each micro-batch's gradient here makes
   // its bits independent of the number of ranks.
@@ -335,6 +337,7 @@ absl::Status Trainer::ForwardBackward() {
 
 absl::Status Trainer::ReduceScalars() {
   scalars_[kStopScalar] = control_.stop_requested() ? 1 : 0;
+  scalars_[kMoveScalar] = control_.move_requested(/*at_checkpoint=*/IsCheckpointDue()) ? 1 : 0;
   const auto expert_tokens = model_->expert_tokens();
   std::copy(expert_tokens.begin(), expert_tokens.end(), scalars_.begin() + kExpertScalars);
   groups_->world().AllReduceSum(communication_, "step scalars", scalars_.data(), scalars_.size(),
@@ -342,7 +345,9 @@ absl::Status Trainer::ReduceScalars() {
   RETURN_IF_ERROR(reducer_->Finish());
   std::transform(scalars_.begin() + kExpertScalars, scalars_.end(), expert_tokens.begin(),
                  [](double tokens) { return static_cast<std::int64_t>(tokens); });
-  stop_agreed_ = scalars_[kStopScalar] > 0;
+  moves_ = scalars_[kMoveScalar] > 0 && !(scalars_[kStopScalar] > 0) &&
+           step_ + 1 < run_file_.train.steps;
+  stop_agreed_ = scalars_[kStopScalar] > 0 || moves_;
   return absl::OkStatus();
 }
 
@@ -372,8 +377,8 @@ absl::Status Trainer::Step() {
   const double pipeline_wait_before = executor_->wait_seconds();
   const double expert_wait_before = model_->expert_wait_seconds();
   train_->WillNeed((step_ + 1) * run_file_.train.global_batch_size +
-                       at_.data * micro_batches_ * run_file_.train.micro_batch_size,
-                   micro_batches_ * run_file_.train.micro_batch_size);
+                       micro_batches_.first * run_file_.train.micro_batch_size,
+                   micro_batches_.count * micro_batches_.stride * run_file_.train.micro_batch_size);
   RETURN_IF_ERROR(ForwardBackward());
   const SteadyTime computed = Tick();
   RETURN_IF_ERROR(ReduceScalars());
@@ -403,7 +408,9 @@ absl::Status Trainer::Step() {
   totals_.set_pipeline_wait_seconds(totals_.pipeline_wait_seconds() + pipeline_wait);
   totals_.set_compute_seconds(totals_.compute_seconds() + seconds - exposed - data_wait -
                               pipeline_wait);
-  totals_.set_tokens((step_ - start_.start_step()) * step_tokens_ / layout_.world_size());
+  totals_.set_tokens((step_ - start_.start_step()) * micro_batches_.count *
+                     run_file_.train.micro_batch_size * run_file_.train.sequence_length /
+                     layout_.pipeline);
   record_ = RecordOf(step_, loss, grad_norm, seconds);
   if (start_.rank() == 0) Send(record_);
   return absl::OkStatus();
@@ -478,7 +485,8 @@ absl::Status Trainer::ReportNonFinite() {
 
 absl::Status Trainer::EvaluateIfDue() {
   const std::int64_t interval = run_file_.train.eval_interval_steps;
-  const bool due = finished() || (interval > 0 && step_ % interval == 0);
+  // The end of a run is evaluated; where it only moves it comes back.
+  const bool due = (finished() && !moves_) || (interval > 0 && step_ % interval == 0);
   if (valid_ == nullptr || !due) return absl::OkStatus();
   phase_ = v1::RANK_PHASE_EVALUATION;
   ASSIGN_OR_RETURN(v1::EvalRecord record,
@@ -490,6 +498,12 @@ absl::Status Trainer::EvaluateIfDue() {
   *message.mutable_eval() = std::move(record);
   send_(std::move(message));
   return absl::OkStatus();
+}
+
+// After the step that is under way.
+bool Trainer::IsCheckpointDue() const {
+  const std::int64_t interval = run_file_.checkpoint.interval_steps;
+  return interval > 0 && (step_ + 1) % interval == 0;
 }
 
 void Trainer::CheckpointIfDue() {

@@ -58,9 +58,11 @@ class Trainer {
   // kDataLoss: a loss or gradient is not finite; names rank, step and tensor.
   absl::Status Run(ParallelGroups& groups);
 
-  // After Run has failed, or instead of it: the state, if it is whole (no update was under way).
-  // The trainer is of no use then.
+  // After Run has failed, or instead of it, or where it moves: the state, if it is whole (no update
+  // was under way). The trainer is of no use then.
   std::optional<LiveState> TakeState();
+  // Run has ended before the last step, since the run goes on with other nodes.
+  bool moves() const { return moves_; }
 
   // Where the rank stands; cheap, for the telemetry of another thread.
   v1::RankProgress progress() const;
@@ -93,6 +95,7 @@ class Trainer {
   absl::Status Update(double grad_norm);
   void NoteExpertLoads();
   absl::Status EvaluateIfDue();
+  bool IsCheckpointDue() const;
   void CheckpointIfDue();
   absl::StatusOr<MicroBatch> LoadMicroBatch(std::int64_t index);
   bool finished() const { return step_ == run_file_.train.steps || stop_agreed_; }
@@ -104,8 +107,8 @@ class Trainer {
   const SendFunction send_;
   const ParallelLayout layout_;
   const RankCoordinates at_;
-  const std::int64_t micro_batches_;  // of this rank in a step
-  const std::int64_t step_tokens_;    // of all ranks
+  const MicroBatchRange micro_batches_;  // of this rank in a step
+  const std::int64_t step_tokens_;       // of all ranks
 
   const std::vector<PipelineAction> actions_;
   const ModelPart model_part_;
@@ -127,6 +130,7 @@ class Trainer {
   v1::StepRecord record_;  // of step_, where it was completed or shared here
   std::int64_t asked_until_ = 0;
   bool stop_agreed_ = false;
+  bool moves_ = false;  // with it: the run goes on with other nodes
   // Summed over ranks at the end of a step, all of it exact in float64: the loss (a sum of
   // float32 values), the number of ranks told to stop, tokens by layer and expert.
   std::vector<double> scalars_;

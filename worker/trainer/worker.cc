@@ -70,6 +70,7 @@ class Worker {
       const absl::Status trained = Train(start, *assignment->control);
       if (trained.ok()) {
         spdlog::info("generation {}: finished", start.key().generation());
+        if (moved_) Leave(start);  // the run goes on, with others
         continue;
       }
       if (assignment->control->status().ok()) {
@@ -134,7 +135,8 @@ class Worker {
                      Trainer::Create(run_file, start, control, send, std::exchange(held_, {})));
     const Watched watched(*this, trainer.get());
     absl::Status trained = Train(run_file, start, control, *trainer);
-    if (!trained.ok()) held_ = trainer->TakeState();
+    moved_ = trained.ok() && trainer->moves();
+    if (!trained.ok() || moved_) held_ = trainer->TakeState();
     return trained.ok() || control.status().ok() ? trained : control.status();
   }
 
@@ -251,7 +253,7 @@ class Worker {
         }
         break;
       case v1::WorkerCommand::kStop:
-        if (IsCurrent(command.stop().key())) control_->RequestStop();
+        if (IsCurrent(command.stop().key())) control_->RequestStop(command.stop());
         break;
       case v1::WorkerCommand::kAbort:
         if (IsCurrent(command.abort().key())) control_->Abort(command.abort().reason());
@@ -304,6 +306,7 @@ class Worker {
   std::uint64_t generation_ = 0;
   const Trainer* trainer_ = nullptr;
   std::optional<LiveState> held_;  // the step thread's
+  bool moved_ = false;             // likewise: the last generation ended for one with other nodes
   bool exit_ = false;
   absl::Status agent_;
   std::jthread commands_;  // last: it uses the rest

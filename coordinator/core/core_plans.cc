@@ -1,0 +1,152 @@
+// Which nodes a run goes on with, inside Core: how long it waits for those that it asked for, and
+// what its next generation begins from.
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "coordinator/core/core_impl.h"
+#include "coordinator/core/runs.h"
+
+namespace paceline::core {
+namespace {
+
+// Steps that a rank may compute on before its worker has left or was killed.
+constexpr int kLeavingSteps = 4;
+
+// The latest submission has trained.
+bool HasBegun(const Run& run) { return run.generation >= run.first_generation; }
+
+}  // namespace
+
+void Core::Impl::TryPlans() {
+  for (const auto& [id, run] : state_.runs) {
+    if (run.state == v1::RUN_STATE_WAITING && !run.generation_open) TryPlan(run);
+  }
+}
+
+// Whole, or with as many ranks as before, a run begins at once. With fewer it begins when nobody
+// can be expected back, or was for long enough.
+void Core::Impl::TryPlan(const Run& run) {
+  if (run.checkpoints.size() > 0 && run.CommittedStep() >= run.file.train.steps) {
+    return EndRun(run, v1::RUN_STATE_COMPLETED,
+                  absl::StrCat("nothing was left to do: step ", run.CommittedStep(),
+                               " is committed, and [train] steps = ", run.file.train.steps),
+                  false);
+  }
+  const std::int64_t before = HasBegun(run) ? run.plan.placements_size() : run.file.WorldSize();
+  const SteadyTime patience = PatienceOf(run);
+  const bool waits = now_.steady < patience && MayComeBack(run);
+  if (waits) plan_deadlines_.Set(run.id(), patience);
+  if (waits && free_slots_ < before) return;  // cheap: most registrations end here
+  if (const SteadyTime leaving = LeavingUntil(run); now_.steady < leaving) {
+    if (leaving != SteadyTime::max()) {
+      plan_deadlines_.Set(run.id(), waits ? std::min(leaving, patience) : leaving);
+    }
+    return;
+  }
+  const Plan plan = PlanFor(run.file, FreeNodesFor(run), run.plan);
+  if (!plan.fits) return;
+  if (waits && !plan.whole && static_cast<std::int64_t>(plan.placements.size()) < before) return;
+  StartGeneration(run, plan);
+}
+
+SteadyTime Core::Impl::PatienceOf(const Run& run) {
+  const Timeouts limits = TimeoutsFor(run.file.failure);
+  const SteadyTime since = waiting_since_.try_emplace(run.id(), now_.steady).first->second;
+  return since + (HasBegun(run) ? limits.rejoin : limits.startup);
+}
+
+bool Core::Impl::MayComeBack(const Run& run) const {
+  if (!HasBegun(run)) return true;
+  return std::any_of(run.plan.placements().begin(), run.plan.placements().end(),
+                     [this](const v1::RankPlacement& placement) {
+                       const NodeId id{placement.node_id()};
+                       const Node* node = state_.FindNode(id);
+                       if (node == nullptr || node->drained) return false;
+                       const auto runtime = nodes_.find(id);
+                       return runtime == nodes_.end() || !runtime->second.session.has_value();
+                     });
+}
+
+// Nodes of the last generation are waited for, though others be free: what their ranks hold in
+// memory saves steps. Their GenerationGone ends it, or their lease, or time: a process that cannot
+// be killed shall not hold up the run.
+SteadyTime Core::Impl::LeavingUntil(const Run& run) const {
+  const Timeouts limits = TimeoutsFor(run.file.failure);
+  const double step_seconds = std::clamp(run.step.step_seconds(), 0.0, 3600.0);
+  const auto patience =
+      limits.shutdown + limits.lease +
+      kLeavingSteps * std::chrono::milliseconds(static_cast<std::int64_t>(1e3 * step_seconds));
+  SteadyTime until = SteadyTime::min();
+  for (const v1::RankPlacement& placement : run.plan.placements()) {
+    const auto node = nodes_.find(NodeId{placement.node_id()});
+    if (node == nodes_.end() || node->second.released) continue;
+    if (!node->second.heard) return SteadyTime::max();  // until it speaks, or its lease ends
+    if (node->second.draining) until = std::max(until, node->second.draining_since + patience);
+  }
+  return until;
+}
+
+// A process of the run's last generation may live there: the agent is still the same one.
+bool Core::Impl::StaysOn(const Run& run, const Node& node) const {
+  return node.joined_index < run.plan_index || run.plan_index == 0;
+}
+
+void Core::Impl::StartGeneration(const Run& run, const Plan& plan) {
+  const HeldSteps held = held_.contains(run.id())
+                             ? HeldInPlace(run, held_.at(run.id()), plan.layout, plan.placements)
+                             : HeldSteps();
+  const RestorePoint restore = RestoreFor(run, plan.layout, held);
+  held_.erase(run.id());
+  waiting_since_.erase(run.id());
+  plan_deadlines_.Clear(run.id());
+  RollBackTo(run, restore.step);
+  v1::Fact fact;
+  v1::GenerationStarted& started = *fact.mutable_generation_started();
+  *started.mutable_key() = run.key();
+  started.mutable_key()->set_generation(run.generation.value() + 1);
+  *started.mutable_layout() = plan.layout;
+  started.mutable_placements()->Add(plan.placements.begin(), plan.placements.end());
+  if (!restore.live && !run.checkpoints.empty()) {
+    started.set_checkpoint(run.checkpoints.back().folder);
+  }
+  started.set_start_step(restore.step);
+  started.set_start_tokens(TokensAt(run, restore.step));
+  started.set_live(restore.live);
+  started.mutable_transfers()->Add(restore.transfers.begin(), restore.transfers.end());
+  started.set_reason(plan.reason);
+  for (const v1::RankPlacement& placement : plan.placements) {
+    const NodeId id{placement.node_id()};
+    if (state_.nodes.at(id).payer != run.id()) Charge(id);  // idle time up to here
+  }
+  const v1::GenerationStarted former = run.plan;
+  Emit(std::move(fact));
+  AddRuntime(run);
+  ForgetHeld(run, former);
+  GenerationRuntime& generation = generations_.at(run.id());
+  GrantWindows(generation, 0);
+  for (const auto& [node, ranks] : generation.ranks_of) {
+    UpdateFree(node);
+    if (leases_.TtlOf(node) != generation.limits.lease) GrantLease(node);  // this run's budget
+    SendStart(run, node);
+  }
+}
+
+void Core::Impl::ForgetHeld(const Run& run, const v1::GenerationStarted& former) {
+  const GenerationRuntime& generation = generations_.at(run.id());
+  std::set<NodeId> told;
+  for (const v1::RankPlacement& placement : former.placements()) {
+    const NodeId id{placement.node_id()};
+    if (generation.ranks_of.contains(id) || !nodes_.contains(id) || !told.insert(id).second) {
+      continue;
+    }
+    v1::CoordinatorMessage message;
+    *message.mutable_end()->mutable_key() = former.key();
+    message.mutable_end()->set_reason("the run goes on without this node");
+    message.mutable_end()->set_forget(true);
+    Send(id, std::move(message));
+  }
+}
+
+}  // namespace paceline::core
