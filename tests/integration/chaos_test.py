@@ -25,7 +25,7 @@ sys.argv, OWN_ARGUMENTS = sys.argv[:3], sys.argv[3:]
 import end_to_end_test as end_to_end  # takes the first two arguments
 
 BUDGET_MS = 2000
-STEPS_A_SECOND = 40  # about what two cores do of this model; the run may well outlive the script
+STEPS_A_SECOND = 80  # about what two cores do of this model; the run may well outlive the script
 CHECKPOINT_DISK_MIB = 24
 SETTINGS = ("--set", "launch.nodes=4", "--set", "launch.min_nodes=4", "--set", "layout.pipeline=2", "--set", "layout.expert=2",
              "--set", f"failure.budget_ms={BUDGET_MS}", "--set", "failure.max_restarts=100000",
@@ -214,7 +214,7 @@ class ChaosTest(unittest.TestCase):
                     done[act] += 1
                     step = max((line["step"] for line in run.steps()), default=0)
                     print(f"{time.monotonic() - begin:7.2f} s, step {step}: {act}", flush=True)
-                next_act = time.monotonic() + source.uniform(1, 6)
+                next_act = time.monotonic() + source.uniform(0.5, 4)
             time.sleep(0.05)
         disturbance.take_back(everything=True)
 
