@@ -77,7 +77,8 @@ void Core::Impl::BindSession(SessionId session, NodeId node) {
         CloseSession{*runtime.session, absl::UnavailableError("the agent opened another session")});
   }
   runtime.session = session;
-  runtime.test = 0;  // its answer may have been lost with the session before
+  runtime.test = 0;             // its answer may have been lost with the session before
+  runtime.test_failed.clear();  // as is the time at which it would be forgotten
   tests_.Clear(node);
   sessions_[session] = node;
   // Registering is a sign of life like a heartbeat.

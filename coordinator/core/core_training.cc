@@ -58,12 +58,15 @@ void Core::Impl::OnReady(NodeId node, const v1::RankReady& ready) {
   GenerationRuntime* generation = Current(node, ready.key(), ready.rank());
   if (generation == nullptr) return;
   if (ready.rank() < 0) return;
-  if (ready.address().size() > kMaxAddressBytes) {
-    return FailGeneration(
-        *generation, FailureOf(*generation, ready.rank(), v1::FAILURE_CAUSE_WORKER_ERROR,
-                               absl::StatusCode::kInvalidArgument,
-                               absl::StrCat("its address has ", ready.address().size(),
-                                            " bytes; at most ", kMaxAddressBytes, " are taken")));
+  // Gloo names a port for every peer.
+  const std::size_t bytes_max =
+      kMaxAddressBytes + kMaxAddressBytesPerPeer * generation->ranks.size();
+  if (ready.address().size() > bytes_max) {
+    return FailGeneration(*generation,
+                          FailureOf(*generation, ready.rank(), v1::FAILURE_CAUSE_WORKER_ERROR,
+                                    absl::StatusCode::kInvalidArgument,
+                                    absl::StrCat("its address has ", ready.address().size(),
+                                                 " bytes; at most ", bytes_max, " are taken")));
   }
   RankRuntime& rank = generation->ranks[static_cast<std::size_t>(ready.rank())];
   const bool repeat = rank.ready && rank.address == ready.address();
@@ -176,7 +179,7 @@ void Core::Impl::OnPart(NodeId node, const v1::CheckpointPart& part) {
                                  ": ", fits.message()));
   } else {
     generation->last_step = std::max(generation->last_step, step);
-    generation->stepped = true;
+    if (!std::exchange(generation->stepped, true)) consider_moves_ = true;
   }
   if (generation->checkpoints.size() > kMaxCheckpointsInFlight) {
     const auto oldest = std::find_if(generation->checkpoints.begin(), generation->checkpoints.end(),

@@ -12,6 +12,7 @@ namespace paceline::core {
 
 inline constexpr std::size_t kMaxNameBytes = 128;      // node, run and request ids
 inline constexpr std::size_t kMaxAddressBytes = 1024;  // hosts, transport addresses
+inline constexpr std::size_t kMaxAddressBytesPerPeer = 8;
 inline constexpr std::size_t kMaxPathBytes = 4096;
 inline constexpr std::size_t kMaxRunFileBytes = 1 << 20;
 inline constexpr std::size_t kMaxErrorBytes = 8192;  // longer texts are cut

@@ -179,6 +179,28 @@ TEST_F(AgentCoreTest, ADeadWorkersSnapshotsAreHeld) {
   EXPECT_EQ(gone[0].gone().held(0).step(), 20);
 }
 
+// Its digest may have been under way when the generation ended.
+TEST_F(AgentCoreTest, ASnapshotThatBecomesWholeAfterTheEndIsHeld) {
+  Run();
+  Told(End(1));
+  v1::WorkerMessage message;
+  *message.mutable_snapshot()->mutable_key() = Key(1);
+  message.mutable_snapshot()->set_step(20);
+  Says(0, message);
+  Says(0, Left(1, 0));
+  const auto gone = TellsOf(Says(1, Left(1, 1)), v1::AgentMessage::kGone);
+  ASSERT_EQ(gone.size(), 1u);
+  ASSERT_EQ(gone[0].gone().held_size(), 1);
+  EXPECT_TRUE(gone[0].gone().held(0).snapshot());
+}
+
+TEST_F(AgentCoreTest, ASecondHelloOfAnIdleWorkerEndsIt) {
+  Run();
+  Told(End(1));
+  Says(0, Left(1, 0));
+  EXPECT_EQ(Of<KillWorker>(Hello(0)).size(), 1u);
+}
+
 TEST_F(AgentCoreTest, SnapshotsGoWhenTheAgentIsReleased) {
   Run();
   v1::WorkerMessage message;

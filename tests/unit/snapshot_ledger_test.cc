@@ -65,6 +65,16 @@ TEST(SnapshotLedgerTest, AnotherLayoutsSnapshotsAreOfNoUse) {
   EXPECT_THAT(HeldIn(ledger, 2), IsEmpty());
 }
 
+// It was cut off while generation 2 went back further, in another layout perhaps.
+TEST(SnapshotLedgerTest, WhereAGenerationWasMissedNothingIsHeld) {
+  SnapshotLedger ledger({});
+  ledger.OnStart(Start(1, 0));
+  ledger.OnTaken(Key(1), 0, 10);
+  ledger.OnStart(Start(3, 20));
+  EXPECT_THAT(HeldIn(ledger, 3), IsEmpty());
+  EXPECT_EQ(ledger.Runs().size(), 1u) << "its files are still there";
+}
+
 TEST(SnapshotLedgerTest, ARankThatCouldNotBeginIsNotTrusted) {
   SnapshotLedger ledger({});
   ledger.OnStart(Start(1, 0));

@@ -407,8 +407,7 @@ void AgentCore::EndIfIdle() {
 }
 
 void AgentCore::RemoveUnusedSnapshots() {
-  for (const v1::GenerationGone& held : snapshots_.AllHeld()) {
-    const std::string& run_id = held.key().run_id();
+  for (const std::string& run_id : snapshots_.Runs()) {
     const bool trains = std::any_of(generations_.begin(), generations_.end(),
                                     [&](const auto& entry) { return entry.first.first == run_id; });
     const bool waits = std::any_of(slots_.begin(), slots_.end(), [&](const auto& worker) {

@@ -69,6 +69,9 @@ void AgentCore::On(const WorkerSaid& event) {
     return;
   }
   if (event.message.has_left()) return OnLeft(event.slot, event.message.left());
+  if (event.message.has_snapshot()) {  // the one under way becomes whole after the end as well
+    return snapshots_.OnTaken(*key, worker->rank, event.message.snapshot().step());
+  }
   Generation* generation = FindRunning(generations_.at(worker->key).start.key());
   if (generation == nullptr) {
     // Its end crossed the generation's: nothing is left for it to leave.
@@ -93,9 +96,6 @@ void AgentCore::On(const WorkerSaid& event) {
                     EvalLine(event.message.eval(), worker->key.second));
     case v1::WorkerMessage::kWindowRequest:
       return OnWindowRequest(*generation, event.message.window_request());
-    case v1::WorkerMessage::kSnapshot:
-      return snapshots_.OnTaken(event.message.snapshot().key(), worker->rank,
-                                event.message.snapshot().step());
     case v1::WorkerMessage::kFailed:
       return OnFailed(*worker, event.message.failed(), event.stderr_tail);
     default:
@@ -117,6 +117,7 @@ void AgentCore::OnStep(const Worker& worker, Generation& generation, const v1::S
 
 void AgentCore::OnHello(int slot, std::uint64_t session, const v1::WorkerHello& hello) {
   Worker& worker = *FindWorker(slot);
+  if (worker.session != 0) return Do(KillWorker{slot});  // it has said so before
   worker.session = session;
   worker.session_open = true;
   Generation* generation = FindRunning(generations_.at(worker.key).start.key());

@@ -31,7 +31,9 @@ SnapshotLedger::Run* SnapshotLedger::Find(const v1::GenerationKey& key) {
 
 void SnapshotLedger::OnStart(const v1::StartGeneration& start) {
   Run& run = runs_[start.key().run_id()];
-  const bool same = run.layout.has_value() &&
+  // Where a generation was missed, nobody here knows what it went back to.
+  const bool follows = run.generation + 1 == start.key().generation();
+  const bool same = follows && run.layout.has_value() &&
                     google::protobuf::util::MessageDifferencer::Equals(*run.layout, start.layout());
   if (!same) run.steps.clear();
   for (auto& [rank, steps] : run.steps) {
@@ -63,6 +65,12 @@ v1::GenerationGone SnapshotLedger::Held(const v1::GenerationKey& key) const {
     }
   }
   return gone;
+}
+
+std::vector<std::string> SnapshotLedger::Runs() const {
+  std::vector<std::string> runs;
+  for (const auto& [run_id, run] : runs_) runs.push_back(run_id);
+  return runs;
 }
 
 std::vector<v1::GenerationGone> SnapshotLedger::AllHeld() const {

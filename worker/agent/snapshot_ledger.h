@@ -38,6 +38,7 @@ class SnapshotLedger {
 
   // What is held of the generation; nothing where the run's newest is another.
   v1::GenerationGone Held(const v1::GenerationKey& key) const;
+  std::vector<std::string> Runs() const;  // that have or had anything here
   // Of every run of which anything is held.
   std::vector<v1::GenerationGone> AllHeld() const;
 

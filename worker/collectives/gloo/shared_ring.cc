@@ -232,9 +232,10 @@ absl::StatusOr<SharedInbox> SharedInbox::Open(const std::string& address, int se
   const int descriptor = open(path.c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK);
   if (descriptor == -1) return Refused(path);
   struct stat status = {};
+  const int seals = fcntl(descriptor, F_GET_SEALS);  // -1: a file that can have none
   const bool fits = fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode) &&
-                    status.st_size == static_cast<off_t>(InboxBytes(senders)) &&
-                    (fcntl(descriptor, F_GET_SEALS) & F_SEAL_SHRINK) != 0;
+                    status.st_size == static_cast<off_t>(InboxBytes(senders)) && seals != -1 &&
+                    (seals & F_SEAL_SHRINK) != 0;
   if (!fits) {
     close(descriptor);
     return absl::UnavailableError(path + " is no inbox of " + std::to_string(senders) + " senders");
