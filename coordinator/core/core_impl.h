@@ -151,7 +151,6 @@ struct Core::Impl {
   // Nodes of `former` that are not in the run's new one need not keep what they hold.
   void ForgetHeld(const Run& run, const v1::GenerationStarted& former);
   bool StaysOn(const Run& run, const Node& node) const;
-  bool HoldsFor(const Run& run, NodeId id) const;
 
   // --- core_runs.cc ---
   void Submit(CallId call, v1::SubmitRunRequest request);

@@ -163,21 +163,12 @@ void Core::Impl::OnTestDeadline(NodeId id) {
 
 // --- moves ---
 
-// Snapshots of the run's ranks lie there, whoever its agent is by now.
-bool Core::Impl::HoldsFor(const Run& run, NodeId id) const {
-  const auto held = held_.find(run.id());
-  if (held == held_.end()) return false;
-  return std::any_of(held->second.begin(), held->second.end(), [&run, id](const auto& entry) {
-    return run.plan.placements(entry.first).node_id() == id.value();
-  });
-}
-
 FreeNode Core::Impl::FreeNodeOf(const Run& run, NodeId id) const {
   const Node& node = state_.nodes.at(id);
   const std::int64_t now_ms = std::max(state_.at_ms, WallMs(now_));
   return {.id = id,
           .slots = node.info.slots(),
-          .stays = StaysOn(run, node) || HoldsFor(run, id),
+          .stays = StaysOn(run, node),
           .failures = node.FailuresSince(now_ms - kFailureMemoryMs)};
 }
 
