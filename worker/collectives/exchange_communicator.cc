@@ -156,11 +156,11 @@ class ExchangeCommunicator final : public Communicator {
   void Barrier(Stream& stream, const char* name) override {
     stream.Enqueue([=, this] {
       return Run("barrier", name, [&](Operation& operation) {
-        // One byte each way: from a peer that got here.
-        std::byte* byte = Staging(2);
-        byte[0] = std::byte{0};
-        std::fill(sends_.begin(), sends_.end(), Segment{byte, 1});
-        std::fill(recvs_.begin(), recvs_.end(), Segment{byte + 1, 1});
+        // One byte each way: from a peer that got here. Peers' bytes may arrive on several threads.
+        std::byte* bytes = Staging(1 + static_cast<std::size_t>(size_));
+        bytes[0] = std::byte{0};
+        std::fill(sends_.begin(), sends_.end(), Segment{bytes, 1});
+        for (int peer = 0; peer < size_; ++peer) recvs_[peer] = {bytes + 1 + peer, 1};
         return Exchange(operation, kBarrier);
       });
     });
