@@ -382,8 +382,8 @@ class EndToEndTest(unittest.TestCase):
             os.kill(processes_of(self.folder, program)[0], signal.SIGKILL)
             wait_until(lambda: run.process.poll() is not None or
                        run.steps()[-1]["generation"] > generation, "the next generation")
-            # The last snapshot may not have been whole yet.
-            self.assertGreater(run.steps()[-1]["step"], step - 10, run.log())
+            # The last snapshots may not have been whole yet, or left out: steps take milliseconds.
+            self.assertGreater(run.steps()[-1]["step"], step - 30, run.log())
         self.assertTrue((SNAPSHOTS / run.folder.name).exists())
         self.assertEqual(run.wait(), 0, run.log())
         self.assert_nothing_left()
@@ -391,7 +391,7 @@ class EndToEndTest(unittest.TestCase):
         self.assertEqual(losses(run.folder / "steps.jsonl"), losses(whole.folder / "steps.jsonl"))
         summary = json.loads((run.folder / "summary.json").read_text())
         self.assertEqual((summary["generations"], summary["recoveries"]), (3, 2))
-        self.assertLessEqual(summary["lost_steps"], 2 * 10)
+        self.assertLessEqual(summary["lost_steps"], 2 * 30)
 
     def test_a_run_that_keeps_nothing_gives_up(self):
         # With a sharded optimizer a dead rank takes part of the state along.
