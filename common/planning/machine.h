@@ -30,6 +30,7 @@ struct CostRates {
   double accumulation_bytes = 0;  // a micro-batch's gradients added to the step's
   double optimizer_bytes = 0;     // AdamW
   double overlap = 1;             // the share of communication that computation can hide
+  double pass_spread = 0;         // how unevenly equal passes run, as StageTimes.spread
   LinkRate inside_node;           // of a message, and of a gather
   LinkRate between_nodes;
   LinkRate reduction_inside_node;  // of gradients summed and spread

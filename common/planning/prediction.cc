@@ -200,6 +200,7 @@ std::vector<StageTimes> TimesOfStages(const RunFile& run_file, const Candidate& 
       times.send_forward = send(stage);
       times.send_backward = send((stage + layout.pipeline - 1) % layout.pipeline);
     }
+    times.spread = machine.rates->pass_spread;
     stages.push_back(std::move(times));
   }
   return stages;
@@ -227,14 +228,9 @@ StepSimulation Predict(const RunFile& run_file, const Candidate& candidate, cons
   StepSimulation step;
   step.seconds = extend(once.seconds, twice.seconds);
   for (std::size_t stage = 0; stage < once.stages.size(); ++stage) {
-    const StageParts& from = once.stages[stage];
-    const StageParts& to = twice.stages[stage];
-    step.stages.push_back({.compute = extend(from.compute, to.compute),
-                           .exchange = extend(from.exchange, to.exchange),
-                           .send = extend(from.send, to.send),
-                           .bubble = extend(from.bubble, to.bubble),
-                           .gradients = extend(from.gradients, to.gradients),
-                           .optimizer = extend(from.optimizer, to.optimizer)});
+    StageParts& parts = step.stages.emplace_back(once.stages[stage]);
+    parts.Add(twice.stages[stage], stretches);
+    parts.Add(once.stages[stage], -stretches);
   }
   return step;
 }

@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <limits>
+#include <optional>
+#include <random>
 
 #include "common/check.h"
 
@@ -11,10 +14,13 @@ namespace paceline::planning {
 namespace {
 
 constexpr double kNotYet = -1;
+constexpr std::uint32_t kDraws = 64;  // of a step with uneven passes
 
 class Simulation {
  public:
-  Simulation(const PipelineShape& shape, const std::vector<StageTimes>& stages, double overlap)
+  // `draw`: none: every pass takes its median time.
+  Simulation(const PipelineShape& shape, const std::vector<StageTimes>& stages, double overlap,
+             std::optional<std::uint32_t> draw = std::nullopt)
       : shape_(shape), stages_(stages), overlap_(overlap) {
     PACELINE_CHECK(static_cast<int>(stages.size()) == shape.stages);
     const auto segments = static_cast<std::size_t>(shape.stages * shape.virtual_stages);
@@ -26,6 +32,8 @@ class Simulation {
       Run& run = runs_[static_cast<std::size_t>(stage)];
       run.actions = PipelineActions(shape, stage);
       run.passes_left.assign(static_cast<std::size_t>(shape.virtual_stages), shape.micro_batches);
+      if (draw.has_value())
+        run.random.emplace(*draw * runs_.size() + static_cast<std::size_t>(stage));
     }
   }
 
@@ -50,6 +58,7 @@ class Simulation {
     std::vector<int> passes_left;  // by segment: weight gradients of so many micro-batches
     StageParts parts;
     std::vector<TimedPass> timeline;
+    std::optional<std::mt19937_64> random;  // none: passes are even
   };
 
   // Runs the next pass of a stage, if what it needs has been sent.
@@ -83,6 +92,7 @@ class Simulation {
     if (action.pass == Pass::kBackward || action.pass == Pass::kBackwardWeights) {
       compute += seconds.backward_weights;
     }
+    compute *= Unevenness(run, times);
     run.parts.compute += compute;
     run.parts.exchange += exchange;
     run.now = start + compute + exchange;
@@ -101,6 +111,11 @@ class Simulation {
     if (last_weights) Reduce(run, times, own, start, start + compute + exchange);
     ++run.next;
     return true;
+  }
+
+  static double Unevenness(Run& run, const StageTimes& times) {
+    if (!run.random.has_value()) return 1;
+    return std::exp(times.spread * std::normal_distribution<double>()(*run.random));
   }
 
   void Hold(Run& run, double send) {
@@ -163,20 +178,33 @@ class Simulation {
 
 StepSimulation SimulateStep(const PipelineShape& shape, const std::vector<StageTimes>& stages,
                             double overlap, bool with_timeline) {
-  return Simulation(shape, stages, overlap).Finish(with_timeline);
+  StepSimulation step = Simulation(shape, stages, overlap).Finish(with_timeline);
+  const bool even = std::all_of(stages.begin(), stages.end(),
+                                [](const StageTimes& times) { return times.spread == 0; });
+  if (even) return step;
+  step.seconds = 0;
+  step.stages.assign(stages.size(), {});
+  for (std::uint32_t draw = 0; draw < kDraws; ++draw) {
+    const StepSimulation drawn = Simulation(shape, stages, overlap, draw).Finish(false);
+    step.seconds += drawn.seconds / kDraws;
+    for (std::size_t stage = 0; stage < stages.size(); ++stage) {
+      step.stages[stage].Add(drawn.stages[stage], 1.0 / kDraws);
+    }
+  }
+  return step;
+}
+
+void StageParts::Add(const StageParts& other, double share) {
+  for (double StageParts::*part :
+       {&StageParts::compute, &StageParts::exchange, &StageParts::send, &StageParts::bubble,
+        &StageParts::gradients, &StageParts::optimizer}) {
+    this->*part += share * other.*part;
+  }
 }
 
 StageParts MeanOf(const std::vector<StageParts>& stages) {
   StageParts mean;
-  const double count = static_cast<double>(stages.size());
-  for (const StageParts& parts : stages) {
-    mean.compute += parts.compute / count;
-    mean.exchange += parts.exchange / count;
-    mean.send += parts.send / count;
-    mean.bubble += parts.bubble / count;
-    mean.gradients += parts.gradients / count;
-    mean.optimizer += parts.optimizer / count;
-  }
+  for (const StageParts& parts : stages) mean.Add(parts, 1.0 / static_cast<double>(stages.size()));
   return mean;
 }
 

@@ -22,6 +22,7 @@ struct StageTimes {
   double send_backward = 0;            // gradients to the stage before
   double optimizer = 0;
   double gather = 0;  // of updated weights; runs behind the optimizer, bucket by bucket
+  double spread = 0;  // of a pass: the standard deviation of its time's logarithm
 };
 
 struct StageParts {
@@ -33,6 +34,7 @@ struct StageParts {
   double optimizer = 0;  // and what is left of the gather
 
   double total() const { return compute + exchange + send + bubble + gradients + optimizer; }
+  void Add(const StageParts& other, double share);
 };
 
 struct TimedPass {
@@ -48,7 +50,8 @@ struct StepSimulation {
 };
 
 // `overlap`: the share of a transfer during which the sender goes on. stages.size() is
-// shape.stages; `shape` is valid.
+// shape.stages; `shape` is valid. Where passes have a spread, the mean of steps whose passes are
+// drawn (log-normal, from fixed seeds); the timeline is of passes without one.
 StepSimulation SimulateStep(const PipelineShape& shape, const std::vector<StageTimes>& stages,
                             double overlap, bool with_timeline = false);
 

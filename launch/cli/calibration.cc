@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <functional>
 #include <memory>
 #include <numeric>
@@ -24,25 +25,33 @@ namespace {
 
 constexpr int kRepeatsMin = 5;
 constexpr double kSecondsEach = 0.2;
+constexpr double kSecondsOfPasses = 1;    // enough to see how uneven they are
 constexpr double kFlopsMax = 5e10;        // of one micro-batch
 constexpr double kParametersMax = 2.5e8;  // 4 GB with gradients and moments
 constexpr double kUnlimited = 1e300;
 
-// The median time of `work`, run for about kSecondsEach.
-double MedianSeconds(const std::function<void()>& work) {
+// The times of `work`, run for about `budget` seconds, shortest first.
+std::vector<double> SortedSeconds(const std::function<void()>& work, double budget) {
   using Clock = std::chrono::steady_clock;
   work();  // memory is touched, caches are warm
   std::vector<double> seconds;
   double sum = 0;
-  while (sum < kSecondsEach || seconds.size() < kRepeatsMin) {
+  while (sum < budget || seconds.size() < kRepeatsMin) {
     const Clock::time_point start = Clock::now();
     work();
     seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
     sum += seconds.back();
   }
-  const auto middle = seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2);
-  std::nth_element(seconds.begin(), middle, seconds.end());
-  return *middle;
+  std::sort(seconds.begin(), seconds.end());
+  return seconds;
+}
+
+double Quantile(const std::vector<double>& sorted, double share) {
+  return sorted[static_cast<std::size_t>(share * static_cast<double>(sorted.size()))];
+}
+
+double MedianSeconds(const std::function<void()>& work) {
+  return Quantile(SortedSeconds(work, kSecondsEach), 0.5);
 }
 
 struct Product {
@@ -193,6 +202,10 @@ absl::Status MeasureModel(Stream& stream, const CalibrationShape& shape,
     model->Forward(batch);
     model->Backward(1.0f / static_cast<float>(tokens), /*accumulate=*/false, [](std::size_t) {});
   });
+  // Of a normal distribution one standard deviation to each side holds 68 %.
+  const std::vector<double> passes =
+      SortedSeconds([&] { model->Forward(batch); }, kSecondsOfPasses);
+  rates.pass_spread = 0.5 * std::log(Quantile(passes, 0.84) / Quantile(passes, 0.16));
   rates.accumulation_bytes = kUnlimited;
   rates.memory_bytes = kUnlimited;
   const double products = ModelledSeconds(shape, rates);
@@ -267,6 +280,10 @@ absl::StatusOr<planning::CostRates> MeanOf(
     double seconds = 0;
     for (const absl::StatusOr<planning::CostRates>& rank : ranks) seconds += 1 / (*rank).*rate;
     mean.*rate = static_cast<double>(ranks.size()) / seconds;
+  }
+  mean.pass_spread = 0;
+  for (const absl::StatusOr<planning::CostRates>& rank : ranks) {
+    mean.pass_spread += rank->pass_spread / static_cast<double>(ranks.size());
   }
   return mean;
 }

@@ -279,6 +279,34 @@ TEST(SimulationTest, ReductionHidesBehindTheLastBackward) {
   EXPECT_DOUBLE_EQ(SimulateStep({"1f1b", 1, 1, 3}, stages, 0).stages[0].gradients, 4);
 }
 
+// Two stages that wait for each other at every pass take as long as the slower one of each: with
+// times exp(s z), of z independent and normal, the larger of two is by 2 Phi(s / sqrt 2) above the
+// mean.
+TEST(SimulationTest, UnevenPassesMakeStagesWait) {
+  std::vector<StageTimes> stages = EqualStages(1, 1, {.forward = 1, .backward_input = 2});
+  const auto mean_of = [](double spread) { return std::exp(spread * spread / 2); };
+  stages[0].spread = 0.2;
+  // One stage waits for nobody, and takes the mean of its passes.
+  EXPECT_NEAR(SimulateStep({"1f1b", 1, 1, 400}, stages, 1).seconds / 1200, mean_of(0.2), 0.003);
+
+  stages = EqualStages(2, 1, {.forward = 1, .backward_input = 1});
+  const double even = SimulateStep({"1f1b", 2, 1, 400}, stages, 1).seconds;
+  double former = even;
+  for (const double spread : {0.05, 0.1, 0.2}) {
+    for (StageTimes& times : stages) times.spread = spread;
+    const StepSimulation step = SimulateStep({"1f1b", 2, 1, 400}, stages, 1);
+    EXPECT_GT(step.seconds, former * mean_of(spread / 2));
+    // Never above both stages' larger pass each time.
+    const double larger = mean_of(spread) * std::erfc(-spread / 2);
+    EXPECT_LT(step.seconds, 1.01 * even * larger);
+    former = step.seconds;
+    for (const StageParts& parts : step.stages) {
+      EXPECT_NEAR(parts.total() / step.seconds, 1, 1e-12);
+    }
+    EXPECT_EQ(step.seconds, SimulateStep({"1f1b", 2, 1, 400}, stages, 1).seconds);
+  }
+}
+
 TEST(SimulationTest, ShortSchedulesHaveAPicture) {
   const std::vector<StageTimes> stages =
       EqualStages(2, 1, {.forward = 1, .backward_input = 1, .backward_weights = 1});
