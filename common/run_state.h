@@ -1,5 +1,6 @@
-// A run's states by name, as summary.json, the metrics and the command line write them.
-// Invariant: each state has one name, whoever writes it.
+// A run's states, its phases and what ends its generations by name, as summary.json, the metrics
+// and the command line write them.
+// Invariant: each has one name, whoever writes it.
 // Threading: pure functions.
 #pragma once
 
@@ -23,6 +24,38 @@ inline std::string RunStateName(v1::RunState state) {
     if (known == state) return name;
   }
   return "unknown";
+}
+
+inline constexpr std::pair<v1::RunPhase, const char*> kRunPhases[] = {
+    {v1::RUN_PHASE_WAITING, "waiting"},
+    {v1::RUN_PHASE_STARTING, "starting"},
+    {v1::RUN_PHASE_TRAINING, "training"},
+    {v1::RUN_PHASE_RECOVERING, "recovering"},
+    {v1::RUN_PHASE_RESIZING, "resizing"},
+};
+
+// "unknown": not told, or of a newer version.
+inline const char* CauseName(v1::FailureCause cause) {
+  switch (cause) {
+    case v1::FAILURE_CAUSE_WORKER_EXIT:
+      return "worker_exit";
+    case v1::FAILURE_CAUSE_WORKER_ERROR:
+      return "worker_error";
+    case v1::FAILURE_CAUSE_PEER_LOST:
+      return "peer_lost";
+    case v1::FAILURE_CAUSE_STALL:
+      return "stall";
+    case v1::FAILURE_CAUSE_NODE_LOST:
+      return "node_lost";
+    case v1::FAILURE_CAUSE_CHECKPOINT:
+      return "checkpoint";
+    case v1::FAILURE_CAUSE_CORRUPT_STATE:
+      return "corrupt_state";
+    case v1::FAILURE_CAUSE_REPLICAS_DIFFER:
+      return "replicas_differ";
+    default:
+      return "unknown";
+  }
 }
 
 inline bool HasEnded(v1::RunState state) {

@@ -1,5 +1,9 @@
 #include "coordinator/core/checkpoints.h"
 
+#include <algorithm>
+#include <limits>
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "coordinator/core/limits.h"
 #include "coordinator/core/shards.h"
@@ -78,6 +82,45 @@ std::int32_t FirstMissingRank(const CheckpointInFlight& checkpoint, std::int32_t
     ++rank;
   }
   return rank < world_size ? rank : -1;
+}
+
+std::optional<Disagreement> FindDisagreement(const CheckpointInFlight& checkpoint,
+                                             const v1::Layout& layout) {
+  const auto shares = static_cast<std::size_t>(layout.pipeline() * layout.expert());
+  std::vector<std::map<std::string, std::vector<std::int32_t>>> ranks_by_digest(shares);
+  for (const auto& [rank, part] : checkpoint.parts) {
+    if (part.replica_digest().empty()) continue;
+    const auto share = static_cast<std::size_t>(rank) % shares;
+    ranks_by_digest[share][part.replica_digest()].push_back(rank);
+  }
+  const std::int64_t step = checkpoint.position.step();
+  for (const auto& digests : ranks_by_digest) {
+    if (digests.size() < 2) continue;
+    std::size_t all = 0;
+    auto most = digests.begin();
+    for (auto it = digests.begin(); it != digests.end(); ++it) {
+      all += it->second.size();
+      if (it->second.size() > most->second.size()) most = it;
+    }
+    if (2 * most->second.size() <= all) {
+      return Disagreement{most->second.front(), v1::FAILURE_CAUSE_REPLICAS_DIFFER,
+                          absl::StrCat("of the ", all,
+                                       " ranks that should hold the weights and optimizer state of "
+                                       "rank ",
+                                       most->second.front(), " at step ", step,
+                                       " not all do, and no majority tells who is wrong")};
+    }
+    std::int32_t wrong = std::numeric_limits<std::int32_t>::max();
+    for (auto it = digests.begin(); it != digests.end(); ++it) {
+      if (it != most) wrong = std::min(wrong, it->second.front());
+    }
+    return Disagreement{wrong, v1::FAILURE_CAUSE_CORRUPT_STATE,
+                        absl::StrCat("its weights or optimizer state of step ", step,
+                                     " are not those of the other ", all - 1,
+                                     " ranks that should hold the same: its memory or its "
+                                     "arithmetic is at fault")};
+  }
+  return std::nullopt;
 }
 
 Manifest ManifestOf(const Run& run, const CheckpointInFlight& checkpoint) {

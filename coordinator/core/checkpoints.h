@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -42,6 +43,18 @@ absl::Status AddPart(const v1::CheckpointPart& part, CheckpointInFlight* checkpo
 
 // The lowest rank whose part is missing; -1: none.
 std::int32_t FirstMissingRank(const CheckpointInFlight& checkpoint, std::int32_t world_size);
+
+// Ranks that should hold the same state and do not.
+struct Disagreement {
+  std::int32_t rank = 0;   // the first that most others differ from, or simply the first
+  v1::FailureCause cause;  // CORRUPT_STATE, or without a majority REPLICAS_DIFFER
+  std::string text;        // of CORRUPT_STATE as the end of a sentence about the rank
+};
+
+// Ranks with the same share of the model are compared, as far as they tell a digest. `checkpoint`
+// has all its parts.
+std::optional<Disagreement> FindDisagreement(const CheckpointInFlight& checkpoint,
+                                             const v1::Layout& layout);
 
 // What the folder will say of itself. `checkpoint` has all its parts.
 Manifest ManifestOf(const Run& run, const CheckpointInFlight& checkpoint);

@@ -21,6 +21,7 @@
 #include "coordinator/core/deadlines.h"
 #include "coordinator/core/membership.h"
 #include "coordinator/core/planner.h"
+#include "coordinator/core/recovery.h"
 #include "coordinator/core/restore.h"
 #include "coordinator/core/stalls.h"
 
@@ -44,6 +45,7 @@ struct GenerationRuntime {
   std::map<NodeId, std::vector<std::int32_t>> ranks_of;  // in rank order
   std::size_t ready = 0;
   std::size_t finished = 0;
+  std::size_t begun = 0;       // ranks that are known to have begun to compute
   bool stepped = false;        // the first step is known to be done
   std::int64_t last_step = 0;  // the highest completed by a rank
   double step_seconds = 0;     // smoothed; 0: none timed yet
@@ -54,6 +56,7 @@ struct GenerationRuntime {
   CheckpointsInFlight checkpoints;
   std::optional<v1::RankFailed> failure;  // secondary: its cause may still come
   SteadyTime failure_deadline;
+  std::int64_t trouble_ms = 0;   // what fails was last known to be well; 0: nothing is known to
   std::int64_t final_step = -1;  // where every rank finished
   SteadyTime final_deadline;
   bool heard_after_finish = false;  // the last records of rank 0's node are in
@@ -147,6 +150,10 @@ struct Core::Impl {
   // A node of its last generation is away, and nobody has sent it away.
   bool MayComeBack(const Run& run) const;
   SteadyTime LeavingUntil(const Run& run) const;
+  // On free nodes: those that the run has had all the time and those that have passed its
+  // self-test; others, and last those that have failed it or corrupted state, only where there are
+  // fewer ranks than before without them.
+  Plan BestPlan(const Run& run) const;
   void StartGeneration(const Run& run, const Plan& plan);
   // Nodes of `former` that are not in the run's new one need not keep what they hold.
   void ForgetHeld(const Run& run, const v1::GenerationStarted& former);
@@ -168,6 +175,8 @@ struct Core::Impl {
   // Ends the open generation, and goes on as the run's state says. `failure` empty: it was done.
   void EndGeneration(std::string run_id, const std::string& reason, const v1::RankFailed& failure);
   void RememberRanks(const GenerationRuntime& generation);
+  // A node on which workers of `key` were to end has none of them any more.
+  void OnLeft(const v1::GenerationKey& key);
   void FailGeneration(GenerationRuntime& generation, const v1::RankFailed& failure);
   // The one place that decides what follows a generation: the run's end, or another generation.
   // It follows from durable state alone, so that a restart in between decides alike.
@@ -188,6 +197,10 @@ struct Core::Impl {
   void OnWindowRequest(NodeId node, const v1::WindowRequest& request);
   void OnFinished(NodeId node, const v1::RankFinished& finished);
   void OnFailed(NodeId node, const v1::RankFailed& failed);
+  // The generation's first step is done, or what comes before it: it has started up.
+  void OnStepped(GenerationRuntime& generation);
+  // Its first step is done, and every rank has told when it began.
+  void TellFirstStep(const GenerationRuntime& generation);
   void SendPeers(const GenerationRuntime& generation, std::optional<NodeId> only);
   void WriteNextManifest(GenerationRuntime& generation);
   void Commit(GenerationRuntime& generation, std::int64_t step);
@@ -228,7 +241,8 @@ struct Core::Impl {
   std::uint64_t last_test_ = 0;
   std::map<std::string, GenerationRuntime> generations_;             // by run
   std::map<std::string, std::vector<v1::RankProgress>> last_ranks_;  // of ended generations
-  std::map<std::string, HeldSteps> held_;  // by run that waits for its next generation
+  std::map<std::string, HeldSteps> held_;            // by run that waits for its next generation
+  std::map<std::string, RecoveryClock> recoveries_;  // by run that has failed and not stepped since
   DeadlineSet<std::string> run_deadlines_;
   std::map<std::string, SteadyTime> waiting_since_;  // for nodes, by run
   DeadlineSet<std::string> plan_deadlines_;          // when a waiting run looks again

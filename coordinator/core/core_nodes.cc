@@ -170,6 +170,7 @@ void Core::Impl::OnGone(NodeId id, const v1::GenerationGone& gone) {
   if (runtime.draining && Same(*runtime.draining, key)) {
     runtime.draining.reset();
     drains_.Clear(id);
+    OnLeft(key);
     UpdateFree(id);
     TryPlans();
     return;
@@ -194,6 +195,8 @@ void Core::Impl::LoseNode(NodeId id, const std::string& reason, const absl::Stat
   Charge(id);
   if (const auto it = generations_.find(state_.nodes.at(id).payer); it != generations_.end()) {
     if (const auto ranks = it->second.ranks_of.find(id); ranks != it->second.ranks_of.end()) {
+      // Of a node that this coordinator has never heard nobody knows how long it was well.
+      it->second.trouble_ms = std::max(lost->second.last_heartbeat_ms, WallMs(opened_));
       FailGeneration(it->second,
                      FailureOf(it->second, ranks->second.front(), v1::FAILURE_CAUSE_NODE_LOST,
                                absl::StatusCode::kUnavailable, reason));
@@ -203,6 +206,7 @@ void Core::Impl::LoseNode(NodeId id, const std::string& reason, const absl::Stat
     sessions_.erase(*lost->second.session);
     decision_.effects.push_back(CloseSession{*lost->second.session, to_session});
   }
+  if (lost->second.draining) OnLeft(*lost->second.draining);
   nodes_.erase(lost);
   for (auto& [run_id, held] : held_) {
     const Run& run = state_.runs.at(run_id);

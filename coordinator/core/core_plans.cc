@@ -1,6 +1,7 @@
 // Which nodes a run goes on with, inside Core: how long it waits for those that it asked for, and
 // what its next generation begins from.
 #include <algorithm>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -16,6 +17,11 @@ constexpr int kLeavingSteps = 4;
 
 // The latest submission has trained.
 bool HasBegun(const Run& run) { return run.generation >= run.first_generation; }
+
+// Ranks of its last generation, or those that it asks for.
+std::int64_t RanksBefore(const Run& run) {
+  return HasBegun(run) ? run.plan.placements_size() : run.file.WorldSize();
+}
 
 }  // namespace
 
@@ -34,7 +40,7 @@ void Core::Impl::TryPlan(const Run& run) {
                                " is committed, and [train] steps = ", run.file.train.steps),
                   false);
   }
-  const std::int64_t before = HasBegun(run) ? run.plan.placements_size() : run.file.WorldSize();
+  const std::int64_t before = RanksBefore(run);
   const SteadyTime patience = PatienceOf(run);
   const bool waits = now_.steady < patience && MayComeBack(run);
   if (waits) plan_deadlines_.Set(run.id(), patience);
@@ -45,10 +51,38 @@ void Core::Impl::TryPlan(const Run& run) {
     }
     return;
   }
-  const Plan plan = PlanFor(run.file, FreeNodesFor(run), run.plan);
+  const Plan plan = BestPlan(run);
   if (!plan.fits) return;
   if (waits && !plan.whole && static_cast<std::int64_t>(plan.placements.size()) < before) return;
   StartGeneration(run, plan);
+}
+
+Plan Core::Impl::BestPlan(const Run& run) const {
+  std::set<NodeId> former;
+  for (const v1::RankPlacement& placement : run.plan.placements()) {
+    former.insert(NodeId{placement.node_id()});
+  }
+  std::optional<NodeId> corrupt;
+  if (run.failure.cause() == v1::FAILURE_CAUSE_CORRUPT_STATE) {
+    corrupt = NodeId{run.plan.placements(run.failure.rank()).node_id()};
+  }
+  const auto distrust = [&](const FreeNode& node) {  // 0: none
+    const NodeRuntime& runtime = nodes_.at(node.id);
+    if (runtime.test_failed == run.id() || corrupt == node.id) return 2;
+    const bool stays = node.stays && former.contains(node.id);
+    return stays || runtime.tested_for == run.id() ? 0 : 1;
+  };
+  const std::vector<FreeNode> all = FreeNodesFor(run);
+  Plan best;
+  for (int most = 0; most <= 2; ++most) {
+    std::vector<FreeNode> nodes = all;
+    std::erase_if(nodes, [&](const FreeNode& node) { return distrust(node) > most; });
+    Plan plan = PlanFor(run.file, nodes, run.plan);
+    if (!best.fits || plan.placements.size() > best.placements.size()) best = std::move(plan);
+    const bool enough = std::ssize(best.placements) >= RanksBefore(run);
+    if ((best.fits && enough) || nodes.size() == all.size()) break;
+  }
+  return best;
 }
 
 SteadyTime Core::Impl::PatienceOf(const Run& run) {

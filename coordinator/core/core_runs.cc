@@ -89,6 +89,7 @@ void Core::Impl::Submit(CallId call, v1::SubmitRunRequest request) {
   const bool known = run != nullptr;
   Emit(std::move(fact));
   waiting_since_.erase(run_id);
+  recoveries_.erase(run_id);
   DiscardDamaged(state_.runs.at(run_id));
   if (known) Sweep(state_.runs.at(run_id));
   Answer(call, absl::OkStatus(), run_id);
@@ -220,6 +221,14 @@ void Core::Impl::EndGeneration(std::string run_id, const std::string& reason,
   Emit(std::move(fact));
   const GenerationRuntime generation = std::move(open);
   generations_.erase(run_id);
+  if (!failure.has_key()) {
+    recoveries_.erase(run_id);
+  } else {
+    const std::int64_t ended_ms = state_.at_ms;
+    const std::int64_t well_ms = generation.trouble_ms > 0 ? generation.trouble_ms : ended_ms;
+    const RecoveryClock clock = {generation.key.generation(), well_ms, ended_ms, ended_ms};
+    recoveries_.try_emplace(run_id, clock).first->second.ready_ms = 0;
+  }
   RememberRanks(generation);
   retry_deferred_ = true;
   run_deadlines_.Clear(run_id);
@@ -227,6 +236,13 @@ void Core::Impl::EndGeneration(std::string run_id, const std::string& reason,
     if (nodes_.contains(node)) Drain(node, generation.key, reason);
   }
   AfterGeneration(run_id);
+}
+
+void Core::Impl::OnLeft(const v1::GenerationKey& key) {
+  const auto recovery = recoveries_.find(key.run_id());
+  if (recovery != recoveries_.end() && recovery->second.generation == key.generation()) {
+    recovery->second.left_ms = WallMs(now_);
+  }
 }
 
 void Core::Impl::RememberRanks(const GenerationRuntime& generation) {
@@ -242,6 +258,11 @@ void Core::Impl::AfterGeneration(const std::string& run_id) {
   const Run& run = state_.runs.at(run_id);
   if (run.failure.has_key() && run.failure.rank() < run.plan.placements_size()) {
     MaybeQuarantine(NodeId{run.plan.placements(run.failure.rank()).node_id()}, run_id, run.reason);
+  }
+  // What corrupt state has been mixed into is no place to go on from.
+  if (run.failure.cause() == v1::FAILURE_CAUSE_CORRUPT_STATE ||
+      run.failure.cause() == v1::FAILURE_CAUSE_REPLICAS_DIFFER) {
+    RollBackTo(run, run.CommittedStep());
   }
   const std::string damaged = run.failure.damaged_checkpoint();
   if (!damaged.empty() && !run.checkpoints.empty() && run.checkpoints.back().folder == damaged) {
@@ -273,6 +294,7 @@ void Core::Impl::EndRun(const Run& run, v1::RunState state, const std::string& r
   ChargeAll(run.nodes);
   RollBackTo(run, run.CommittedStep());
   held_.erase(run_id);
+  recoveries_.erase(run_id);
   waiting_since_.erase(run_id);
   plan_deadlines_.Clear(run_id);
   v1::Fact fact;

@@ -40,6 +40,7 @@ void Core::Impl::WatchProgress(NodeId node, const v1::GenerationKey& key) {
   failure.set_error(absl::StrCat("rank ", stall->rank, " on ", NodeNameOf(generation, stall->rank),
                                  " (host ", culprits == nullptr ? "unknown" : culprits->info.host(),
                                  ") ", stall->known, "; inferred: ", stall->inferred));
+  generation.trouble_ms = WallMs(now_) - static_cast<std::int64_t>(1e3 * stall->seconds);
   FailGeneration(generation, failure);
 }
 

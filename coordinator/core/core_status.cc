@@ -103,6 +103,11 @@ v1::RunStatus Core::Impl::StatusOf(const Run& run) const {
   out.set_nodes_asked(run.file.launch.nodes);
   out.set_move_reason(run.move_reason);
   if (run.failure.has_key()) *out.mutable_failure() = run.failure;
+  for (const auto& [phase, ms] : run.phases.Until(std::max(state_.at_ms, WallMs(now_)))) {
+    v1::PhaseTime& time = *out.add_phases();
+    time.set_phase(phase);
+    time.set_ms(ms);
+  }
 
   double cost = run.cost;
   for (const NodeId id : run.nodes) {
@@ -142,7 +147,7 @@ v1::RunStatus Core::Impl::StatusOf(const Run& run) const {
 }
 
 std::string Core::Impl::WaitingReason(const Run& run) const {
-  const Plan plan = PlanFor(run.file, FreeNodesFor(run), run.plan);
+  const Plan plan = BestPlan(run);
   std::string reason = plan.reason;
   if (plan.fits) {
     const auto left = plan_deadlines_.At(run.id());

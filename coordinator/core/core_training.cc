@@ -24,6 +24,11 @@ v1::CoordinatorMessage GrantOf(const v1::GenerationKey& key, const v1::Window& w
   return message;
 }
 
+// As a rank told it; 0: nothing that could be.
+std::int64_t MillisecondsOf(double seconds) {
+  return seconds > 0 && seconds < 1e7 ? static_cast<std::int64_t>(1e3 * seconds) : 0;
+}
+
 v1::CoordinatorMessage CommittedOf(const v1::GenerationKey& key, const Checkpoint& checkpoint) {
   v1::CoordinatorMessage message;
   *message.mutable_checkpoint_committed()->mutable_key() = key;
@@ -74,7 +79,11 @@ void Core::Impl::OnReady(NodeId node, const v1::RankReady& ready) {
   rank.ready = true;
   rank.address = ready.address();
   if (generation->ready < generation->ranks.size()) return;
-  if (!repeat) return SendPeers(*generation, std::nullopt);
+  if (!repeat) {
+    const auto recovery = recoveries_.find(generation->key.run_id());
+    if (recovery != recoveries_.end()) recovery->second.ready_ms = WallMs(now_);
+    return SendPeers(*generation, std::nullopt);
+  }
   // A reconnected agent asks again; one answer serves all of its ranks.
   if (generation->ranks_of.at(node).front() == ready.rank()) SendPeers(*generation, node);
 }
@@ -98,6 +107,7 @@ void Core::Impl::OnProgress(NodeId node, const v1::NodeProgress& progress) {
     if (rank.rank() < 0 || Current(node, progress.key(), rank.rank()) == nullptr) continue;
     if (rank.step() > run.GrantedUntil()) continue;  // nobody may be there
     v1::RankProgress& known = generation->ranks[static_cast<std::size_t>(rank.rank())].progress;
+    if (rank.begin_seconds() > 0 && known.begin_seconds() == 0) ++generation->begun;
     known = rank;
     if (rank.operation().size() > kMaxOperationBytes) {
       known.set_operation(Cut(rank.operation(), kMaxOperationBytes));
@@ -109,11 +119,9 @@ void Core::Impl::OnProgress(NodeId node, const v1::NodeProgress& progress) {
   if (progress.step().step() <= run.GrantedUntil()) {
     generation->last_step = std::max(generation->last_step, progress.step().step());
   }
-  if (!generation->stepped && (evaluates || generation->last_step > run.plan.start_step())) {
-    generation->stepped = true;
-    consider_moves_ = true;
-    UpdateDeadline(run_id);
-  }
+  const bool stepped = generation->last_step > run.plan.start_step();
+  if (evaluates || stepped) OnStepped(*generation);
+  if (stepped && generation->begun == generation->ranks.size()) TellFirstStep(*generation);
   if (node != generation->ranks[0].node) return;
   const std::int64_t known_step = generation->step ? generation->step->step() : 0;
   if (progress.has_step() && progress.step().step() > known_step &&
@@ -137,6 +145,31 @@ void Core::Impl::OnProgress(NodeId node, const v1::NodeProgress& progress) {
     generation->heard_after_finish = true;
     SettleFinal(*generation);
   }
+}
+
+void Core::Impl::OnStepped(GenerationRuntime& generation) {
+  if (std::exchange(generation.stepped, true)) return;
+  consider_moves_ = true;
+  UpdateDeadline(generation.key.run_id());
+}
+
+void Core::Impl::TellFirstStep(const GenerationRuntime& generation) {
+  const std::string& run_id = generation.key.run_id();
+  // Told before, by this coordinator or another.
+  if (RunOf(generation).phases.phase() == v1::RUN_PHASE_TRAINING) return;
+  v1::Fact fact;
+  v1::FirstStepDone& done = *fact.mutable_first_step_done();
+  *done.mutable_key() = generation.key;
+  if (const auto recovery = recoveries_.extract(run_id); recovery) {
+    std::int64_t load_ms = 0;
+    std::int64_t begin_ms = 0;
+    for (const RankRuntime& rank : generation.ranks) {
+      load_ms = std::max(load_ms, MillisecondsOf(rank.progress.load_seconds()));
+      begin_ms = std::max(begin_ms, MillisecondsOf(rank.progress.begin_seconds()));
+    }
+    *done.mutable_recovery() = recovery.mapped().Times(load_ms, begin_ms, WallMs(now_));
+  }
+  Emit(std::move(fact));
 }
 
 void Core::Impl::OnWindowRequest(NodeId node, const v1::WindowRequest& request) {
@@ -168,10 +201,14 @@ void Core::Impl::OnPart(NodeId node, const v1::CheckpointPart& part) {
   }
   if (run.WasDiscarded(step)) return;
   absl::Status fits = CheckPart(run, part);
+  bool completes = false;
   if (fits.ok()) {
     const auto [it, added] = generation->checkpoints.try_emplace(step);
     if (added) it->second.deadline = now_.steady + generation->limits.checkpoint;
+    const std::size_t before = it->second.parts.size();
     fits = AddPart(part, &it->second);
+    const std::size_t parts = it->second.parts.size();
+    completes = fits.ok() && parts > before && parts == generation->ranks.size();
   }
   if (!fits.ok()) {
     DiscardInFlight(*generation, step,
@@ -179,7 +216,14 @@ void Core::Impl::OnPart(NodeId node, const v1::CheckpointPart& part) {
                                  ": ", fits.message()));
   } else {
     generation->last_step = std::max(generation->last_step, step);
-    if (!std::exchange(generation->stepped, true)) consider_moves_ = true;
+    OnStepped(*generation);
+  }
+  if (completes) {
+    const auto wrong = FindDisagreement(generation->checkpoints.at(step), run.plan.layout());
+    if (wrong) {
+      return FailGeneration(*generation, FailureOf(*generation, wrong->rank, wrong->cause,
+                                                   absl::StatusCode::kAborted, wrong->text));
+    }
   }
   if (generation->checkpoints.size() > kMaxCheckpointsInFlight) {
     const auto oldest = std::find_if(generation->checkpoints.begin(), generation->checkpoints.end(),
@@ -232,6 +276,7 @@ void Core::Impl::Commit(GenerationRuntime& generation, std::int64_t step) {
   }
   const CheckpointInFlight checkpoint = std::move(generation.checkpoints.at(step));
   generation.checkpoints.erase(step);
+  if (step > run.plan.start_step()) TellFirstStep(generation);  // heartbeats may be slower
   v1::Fact fact;
   v1::CheckpointCommittedFact& committed = *fact.mutable_checkpoint_committed();
   *committed.mutable_key() = generation.key;
@@ -296,7 +341,8 @@ void Core::Impl::OnFinished(NodeId node, const v1::RankFinished& finished) {
   }
   rank.finished = true;
   ++generation->finished;
-  generation->stepped = true;
+  OnStepped(*generation);
+  if (step > run.plan.start_step()) TellFirstStep(*generation);
   generation->final_step = step;
   generation->last_step = std::max(generation->last_step, step);
   generation->final_deadline = now_.steady + generation->limits.checkpoint;
@@ -369,6 +415,7 @@ void Core::Impl::OnFailed(NodeId node, const v1::RankFailed& failed) {
   // an agent's or a machine's is known when the lease has run out, one heartbeat for the message.
   if (!generation->failure) {
     generation->failure = failure;
+    generation->trouble_ms = WallMs(now_);
     generation->failure_deadline =
         now_.steady + generation->limits.lease + generation->limits.heartbeat;
     UpdateDeadline(failed.key().run_id());

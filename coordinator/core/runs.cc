@@ -92,6 +92,7 @@ std::string Describe(const v1::RankFailed& failure, const std::string& node_name
   if (failure.cause() == v1::FAILURE_CAUSE_STALL && failure.error().starts_with(text)) {
     return failure.error();
   }
+  if (failure.cause() == v1::FAILURE_CAUSE_REPLICAS_DIFFER) return failure.error();
   if (failure.signal() != 0) {
     const char* name = sigabbrev_np(failure.signal());
     absl::StrAppend(

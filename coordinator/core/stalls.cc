@@ -170,7 +170,9 @@ std::optional<Stall> StallWatch::Judge(const Options& options, std::size_t world
   for (const State state : {State::kSilent, State::kWorking, State::kWaiting}) {
     if (std::find(states.begin(), states.end(), state) == states.end()) continue;
     if (state != State::kSilent && AnyStarved(options, states, state)) return std::nullopt;
-    return Describe(options, states, CulpritOf(options, states, state), limit);
+    Stall stall = Describe(options, states, CulpritOf(options, states, state), limit);
+    stall.seconds = std::chrono::duration<double>(listened_ - moved_at_).count();
+    return stall;
   }
   return std::nullopt;
 }

@@ -44,6 +44,7 @@ struct Stall {
   std::int32_t rank = 0;
   std::string known;     // what the counters say, as the end of a sentence about the rank
   std::string inferred;  // what may be behind it
+  double seconds = 0;    // that the generation has stood still
 };
 
 class StallWatch {

@@ -164,6 +164,7 @@ absl::Status Apply(State& state, const v1::Fact& fact, const v1::RunSubmitted& s
   run.restarts = run.in_vain = 0;
   run.first_generation = Generation{run.generation.value() + 1};
   run.tokens = run.CommittedTokens();
+  run.phases.Enter(v1::RUN_PHASE_WAITING, fact.at_ms());
   PushBounded(run.request_ids, request.request_id(), kMaxRequestIds);
   for (auto& [id, node] : state.nodes) {
     if (node.alive && node.payer.empty() && node.info.run_id() == run.id()) {
@@ -216,7 +217,17 @@ absl::Status Apply(State& state, const v1::Fact& fact, const v1::GenerationStart
   run->plan_index = fact.index();
   run->move_reason.clear();
   run->move_at_checkpoint = false;
+  if (run->phases.phase() == v1::RUN_PHASE_WAITING) {
+    run->phases.Enter(v1::RUN_PHASE_STARTING, fact.at_ms());
+  }
   if (run->generation > run->first_generation && run->failure.has_key()) ++run->recoveries;
+  return absl::OkStatus();
+}
+
+absl::Status Apply(State& state, const v1::Fact& fact, const v1::FirstStepDone& done) {
+  Run* run = FindOpen(state, done.key());
+  if (run == nullptr) return DoesNotFollow(fact, NotOpen(done.key()));
+  run->phases.Enter(v1::RUN_PHASE_TRAINING, fact.at_ms());
   return absl::OkStatus();
 }
 
@@ -232,7 +243,10 @@ absl::Status Apply(State& state, const v1::Fact& fact, const v1::MoveRequested& 
 // lost a peer is not to blame.
 void CountNodeFailure(State& state, const Run& run, const v1::Fact& fact) {
   const v1::FailureCause cause = run.failure.cause();
-  if (cause != v1::FAILURE_CAUSE_WORKER_EXIT && cause != v1::FAILURE_CAUSE_STALL) return;
+  if (cause != v1::FAILURE_CAUSE_WORKER_EXIT && cause != v1::FAILURE_CAUSE_STALL &&
+      cause != v1::FAILURE_CAUSE_CORRUPT_STATE) {
+    return;
+  }
   const std::int32_t rank = run.failure.rank();
   if (rank < 0 || rank >= run.plan.placements_size()) return;
   const auto node = state.nodes.find(NodeId{run.plan.placements(rank).node_id()});
@@ -259,6 +273,11 @@ absl::Status Apply(State& state, const v1::Fact& fact, const v1::GenerationEnded
   run->reason = ended.reason();
   run->failure = ended.failure();
   run->last_step = ended.last_step();
+  if (ended.has_failure()) {
+    run->phases.Enter(v1::RUN_PHASE_RECOVERING, fact.at_ms());
+  } else if (!run->move_reason.empty()) {
+    run->phases.Enter(v1::RUN_PHASE_RESIZING, fact.at_ms());
+  }
   CountFailure(*run);
   if (run->failure.has_key()) CountNodeFailure(state, *run, fact);
   if (ended.has_step()) run->step = ended.step();
@@ -320,6 +339,7 @@ absl::Status Apply(State& state, const v1::Fact& fact, const v1::CheckpointCommi
                               .tokens = commit.tokens()});
   run->ledger_digest = commit.ledger_digest();
   run->in_vain = 0;
+  run->phases.Enter(v1::RUN_PHASE_TRAINING, fact.at_ms());  // older journals tell no first step
   run->tokens = commit.tokens();
   std::erase_if(run->windows, [step](const v1::Window& w) { return w.end_step() <= step; });
   if (!run->windows.empty()) {
@@ -373,6 +393,7 @@ absl::Status Apply(State& state, const v1::Fact& fact, const v1::RunEnded& ended
   run->tokens = ended.tokens();
   run->retryable = ended.retryable();
   run->ended_epoch = state.epoch;
+  run->phases.Enter(v1::RUN_PHASE_UNSPECIFIED, fact.at_ms());
   for (const NodeId id : std::set<NodeId>(run->nodes)) state.SetPayer(state.nodes.at(id), "");
   return absl::OkStatus();
 }
@@ -426,6 +447,8 @@ absl::Status ApplyBody(State& state, const v1::Fact& fact) {
       return Apply(state, fact, fact.node_failed());
     case v1::Fact::kMoveRequested:
       return Apply(state, fact, fact.move_requested());
+    case v1::Fact::kFirstStepDone:
+      return Apply(state, fact, fact.first_step_done());
     case v1::Fact::BODY_NOT_SET:
       break;
   }

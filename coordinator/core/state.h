@@ -14,6 +14,7 @@
 #include "common/ids.h"
 #include "common/run_file.h"
 #include "common/status.h"
+#include "coordinator/core/phases.h"
 #include "paceline/v1/journal.pb.h"
 
 namespace paceline::core {
@@ -79,6 +80,7 @@ struct Run {
   std::vector<std::string> request_ids;  // the latest, oldest first
   std::string ledger_digest;             // over the committed windows
   Epoch ended_epoch;
+  PhaseClock phases;
   std::set<NodeId> nodes;  // those it pays for
 
   const std::string& id() const { return request.run_id(); }

@@ -47,6 +47,13 @@ v1::SnapshotRun RunToSnapshot(const Run& run) {
   out.set_move_reason(run.move_reason);
   out.set_move_at_checkpoint(run.move_at_checkpoint);
   out.set_plan_index(run.plan_index);
+  out.set_phase(run.phases.phase());
+  out.set_phase_since_ms(run.phases.since_ms());
+  for (const auto& [phase, ms] : run.phases.over()) {
+    v1::PhaseTime& time = *out.add_phases();
+    time.set_phase(phase);
+    time.set_ms(ms);
+  }
   return out;
 }
 
@@ -92,6 +99,9 @@ absl::StatusOr<Run> RunFromSnapshot(const v1::SnapshotRun& from) {
   run.move_reason = from.move_reason();
   run.move_at_checkpoint = from.move_at_checkpoint();
   run.plan_index = from.plan_index();
+  std::map<v1::RunPhase, std::int64_t> phases;
+  for (const v1::PhaseTime& time : from.phases()) phases[time.phase()] += time.ms();
+  run.phases = PhaseClock(from.phase(), from.phase_since_ms(), std::move(phases));
   return run;
 }
 

@@ -108,6 +108,13 @@ void AddRun(const v1::RunStatus& run, Families& families) {
                    static_cast<double>(run.lost_tokens()));
   families.Counter("paceline_run_lost_steps_total", "Steps that were rolled back.", id,
                    static_cast<double>(run.lost_steps()));
+  std::map<v1::RunPhase, std::int64_t> spent_ms;
+  for (const v1::PhaseTime& time : run.phases()) spent_ms[time.phase()] = time.ms();
+  for (const auto& [phase, name] : kRunPhases) {
+    families.Counter("paceline_run_phase_seconds_total", "What the run's time went to.",
+                     {{"run_id", run.run_id()}, {"phase", name}},
+                     static_cast<double>(spent_ms[phase]) / 1000);
+  }
   families.Counter("paceline_run_recoveries_total",
                    "Generations that began because another failed.", id,
                    static_cast<double>(run.recoveries()));

@@ -9,6 +9,8 @@
 #include <map>
 #include <string>
 
+#include "common/run_state.h"
+
 namespace paceline {
 namespace {
 
@@ -23,6 +25,7 @@ using prometheus::Histogram;
 const Histogram::BucketBoundaries kDecideBuckets = {1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1};
 const Histogram::BucketBoundaries kAppendBuckets = {1e-4, 3e-4, 1e-3, 3e-3, 0.01,
                                                     0.03, 0.1,  0.3,  1,    3};
+const Histogram::BucketBoundaries kRecoveryBuckets = {0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300};
 
 template <typename Builder>
 auto& Make(Builder builder, prometheus::Registry& registry, const char* name, const char* help) {
@@ -63,9 +66,35 @@ struct CoordinatorMetrics::Impl {
   Counter& generations = Make(BuildCounter(), registry, "paceline_generations_started_total",
                               "Generations started, of all runs.")
                              .Add({});
-  Counter& failures = Make(BuildCounter(), registry, "paceline_generations_failed_total",
-                           "Generations that a failed rank ended, of all runs.")
-                          .Add({});
+  // All of them from the start, so that the first failure of a kind is an increase.
+  Family<Counter>& failures =
+      Make(BuildCounter(), registry, "paceline_failures_total",
+           "What went wrong, of all runs, by what it befell and by its cause.");
+  std::map<v1::FailureCause, Counter*> failures_by_cause = {
+      {v1::FAILURE_CAUSE_WORKER_EXIT, Failure("rank", v1::FAILURE_CAUSE_WORKER_EXIT)},
+      {v1::FAILURE_CAUSE_WORKER_ERROR, Failure("rank", v1::FAILURE_CAUSE_WORKER_ERROR)},
+      {v1::FAILURE_CAUSE_STALL, Failure("rank", v1::FAILURE_CAUSE_STALL)},
+      {v1::FAILURE_CAUSE_CORRUPT_STATE, Failure("rank", v1::FAILURE_CAUSE_CORRUPT_STATE)},
+      {v1::FAILURE_CAUSE_NODE_LOST, Failure("node", v1::FAILURE_CAUSE_NODE_LOST)},
+      {v1::FAILURE_CAUSE_PEER_LOST, Failure("run", v1::FAILURE_CAUSE_PEER_LOST)},
+      {v1::FAILURE_CAUSE_CHECKPOINT, Failure("run", v1::FAILURE_CAUSE_CHECKPOINT)},
+      {v1::FAILURE_CAUSE_REPLICAS_DIFFER, Failure("run", v1::FAILURE_CAUSE_REPLICAS_DIFFER)},
+  };
+  Counter& failed_tests = failures.Add({{"scope", "node"}, {"cause", "self_test"}});
+  Family<Histogram>& recovery =
+      Make(BuildHistogram(), registry, "paceline_recovery_seconds",
+           "Time of each stage of a recovery, from a failure to the next step done.");
+  Histogram& detect = recovery.Add({{"stage", "detect"}}, kRecoveryBuckets);
+  Histogram& fence = recovery.Add({{"stage", "fence"}}, kRecoveryBuckets);
+  Histogram& regroup = recovery.Add({{"stage", "regroup"}}, kRecoveryBuckets);
+  Histogram& restore = recovery.Add({{"stage", "restore"}}, kRecoveryBuckets);
+  Histogram& first_step = recovery.Add({{"stage", "first_step"}}, kRecoveryBuckets);
+  Counter& drains = Make(BuildCounter(), registry, "paceline_nodes_drained_total",
+                         "Nodes that an operator drained.")
+                        .Add({});
+  Counter& quarantines = Make(BuildCounter(), registry, "paceline_nodes_quarantined_total",
+                              "Nodes that the coordinator drained for their failures.")
+                             .Add({});
   Counter& commits = Make(BuildCounter(), registry, "paceline_checkpoints_committed_total",
                           "Checkpoints committed, of all runs.")
                          .Add({});
@@ -85,6 +114,10 @@ struct CoordinatorMetrics::Impl {
       Make(BuildGauge(), registry, "paceline_run_checkpoint_committed_timestamp_seconds",
            "When the run's latest checkpoint was committed, since the Unix epoch.");
   std::map<std::string, Gauge*> commit_time_of_run;  // of runs that have not ended
+
+  Counter* Failure(const char* scope, v1::FailureCause cause) {
+    return &failures.Add({{"scope", scope}, {"cause", CauseName(cause)}});
+  }
 };
 
 CoordinatorMetrics::CoordinatorMetrics(double start_seconds) : impl_(std::make_unique<Impl>()) {
@@ -130,7 +163,20 @@ void CoordinatorMetrics::Count(const v1::Fact& fact) {
       impl_->generations.Increment();
       break;
     case v1::Fact::kGenerationEnded:
-      if (fact.generation_ended().has_failure()) impl_->failures.Increment();
+      if (fact.generation_ended().has_failure()) {
+        const auto counter =
+            impl_->failures_by_cause.find(fact.generation_ended().failure().cause());
+        if (counter != impl_->failures_by_cause.end()) counter->second->Increment();
+      }
+      break;
+    case v1::Fact::kNodeFailed:
+      impl_->failed_tests.Increment();
+      break;
+    case v1::Fact::kFirstStepDone:
+      if (fact.first_step_done().has_recovery()) Recovered(fact.first_step_done().recovery());
+      break;
+    case v1::Fact::kNodeDrained:
+      (fact.node_drained().quarantined() ? impl_->quarantines : impl_->drains).Increment();
       break;
     case v1::Fact::kCheckpointCommitted:
       impl_->commits.Increment();
@@ -150,6 +196,14 @@ void CoordinatorMetrics::Count(const v1::Fact& fact) {
     default:
       break;
   }
+}
+
+void CoordinatorMetrics::Recovered(const v1::RecoveryTimes& times) {
+  impl_->detect.Observe(static_cast<double>(times.detect_ms()) / 1000);
+  impl_->fence.Observe(static_cast<double>(times.fence_ms()) / 1000);
+  impl_->regroup.Observe(static_cast<double>(times.regroup_ms()) / 1000);
+  impl_->restore.Observe(static_cast<double>(times.restore_ms()) / 1000);
+  impl_->first_step.Observe(static_cast<double>(times.first_step_ms()) / 1000);
 }
 
 void CoordinatorMetrics::CommittedAt(const std::string& run_id, std::int64_t at_ms) {

@@ -38,6 +38,7 @@ class CoordinatorMetrics {
 
  private:
   void Count(const v1::Fact& fact);
+  void Recovered(const v1::RecoveryTimes& times);
   void CommittedAt(const std::string& run_id, std::int64_t at_ms);
   void RunGone(const std::string& run_id);
 

@@ -65,6 +65,8 @@ std::string FactText(const v1::Fact& fact) {
     case v1::Fact::kMoveRequested:
       return absl::StrCat(KeyText(fact.move_requested().key()),
                           " is asked to move: ", fact.move_requested().reason());
+    case v1::Fact::kFirstStepDone:
+      return absl::StrCat(KeyText(fact.first_step_done().key()), " has done its first step");
     case v1::Fact::kWindowGranted:
     case v1::Fact::kChargePosted:
     case v1::Fact::BODY_NOT_SET:

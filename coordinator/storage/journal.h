@@ -36,7 +36,8 @@
 
 namespace paceline::storage {
 
-inline constexpr std::uint32_t kJournalVersion = 1;
+// Raised with each new kind of fact: 2 has drains, moves, nodes' failures and first steps.
+inline constexpr std::uint32_t kJournalVersion = 2;
 
 // What replay found.
 struct Replay {

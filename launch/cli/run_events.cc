@@ -32,37 +32,11 @@ std::string LayoutText(const v1::Layout& layout) {
                       layout.expert(), layout.shard_optimizer() ? ", zero 1" : "");
 }
 
-json CauseJson(v1::FailureCause cause) {
-  std::string name = CauseText(cause);
-  if (name.empty()) return nullptr;
-  std::replace(name.begin(), name.end(), ' ', '_');
-  return name;
-}
-
 std::string After(const std::string& separator, const std::string& text) {
   return text.empty() ? "" : separator + text;
 }
 
 }  // namespace
-
-std::string CauseText(v1::FailureCause cause) {
-  switch (cause) {
-    case v1::FAILURE_CAUSE_WORKER_EXIT:
-      return "worker exit";
-    case v1::FAILURE_CAUSE_WORKER_ERROR:
-      return "worker error";
-    case v1::FAILURE_CAUSE_PEER_LOST:
-      return "peer lost";
-    case v1::FAILURE_CAUSE_STALL:
-      return "stall";
-    case v1::FAILURE_CAUSE_NODE_LOST:
-      return "node lost";
-    case v1::FAILURE_CAUSE_CHECKPOINT:
-      return "checkpoint";
-    default:
-      return "";
-  }
-}
 
 void RunEvents::Add(const v1::Fact& fact, std::string kind, std::string text, json fields) {
   taken_.push_back({{.index = fact.index(),
@@ -163,6 +137,8 @@ bool RunEvents::IsOfRun(const v1::Fact& fact) const {
       return fact.run_ended().run_id() == run_id_;
     case v1::Fact::kMoveRequested:
       return fact.move_requested().key().run_id() == run_id_;
+    case v1::Fact::kFirstStepDone:
+      return fact.first_step_done().key().run_id() == run_id_;
     default:
       return false;
   }
@@ -214,6 +190,8 @@ void RunEvents::Take(const v1::Fact& fact) {
            {"at_next_checkpoint", move.at_checkpoint()},
            {"reason", move.reason()}});
     }
+    case v1::Fact::kFirstStepDone:
+      return OnFirstStep(fact);
     case v1::Fact::kRunEnded:
       return OnRunEnded(fact);
     default:
@@ -325,6 +303,29 @@ void RunEvents::OnStarted(const v1::Fact& fact) {
        {"reason", plan_.reason()}});
 }
 
+void RunEvents::OnFirstStep(const v1::Fact& fact) {
+  const v1::FirstStepDone& done = fact.first_step_done();
+  std::string text =
+      absl::StrCat("generation ", done.key().generation(), " has done its first step");
+  json fields = {{"generation", done.key().generation()}, {"recovery_ms", nullptr}};
+  if (done.has_recovery()) {
+    const v1::RecoveryTimes& times = done.recovery();
+    const std::int64_t total = times.detect_ms() + times.fence_ms() + times.regroup_ms() +
+                               times.restore_ms() + times.first_step_ms();
+    absl::StrAppend(&text, ", ", total, " ms after the failure: detect ", times.detect_ms(),
+                    ", fence ", times.fence_ms(), ", regroup ", times.regroup_ms(), ", restore ",
+                    times.restore_ms(), ", first step ", times.first_step_ms());
+    fields["recovery_ms"] = {{"total", total},
+                             {"detect", times.detect_ms()},
+                             {"fence", times.fence_ms()},
+                             {"regroup", times.regroup_ms()},
+                             {"restore", times.restore_ms()},
+                             {"first_step", times.first_step_ms()}};
+  }
+  Add(fact, "first_step", std::move(text), std::move(fields));
+  taken_.back().event.routine = !done.has_recovery();
+}
+
 void RunEvents::OnEnded(const v1::Fact& fact) {
   const v1::GenerationEnded& ended = fact.generation_ended();
   json fields = {{"generation", ended.key().generation()},
@@ -342,9 +343,15 @@ void RunEvents::OnEnded(const v1::Fact& fact) {
   }
   if (ended.has_failure()) {
     const v1::RankFailed& failure = ended.failure();
-    absl::StrAppend(&text, After(", ", CauseText(failure.cause())));
-    fields["cause"] = CauseJson(failure.cause());
-    fields["culprit"] = {{"rank", failure.rank()},
+    fields["cause"] = nullptr;  // an older coordinator's
+    if (failure.cause() != v1::FAILURE_CAUSE_UNSPECIFIED) {
+      std::string cause = CauseName(failure.cause());
+      fields["cause"] = cause;
+      std::replace(cause.begin(), cause.end(), '_', ' ');
+      absl::StrAppend(&text, ", ", cause);
+    }
+    const bool unknown = failure.cause() == v1::FAILURE_CAUSE_REPLICAS_DIFFER;
+    fields["culprit"] = {{"rank", unknown ? json(nullptr) : json(failure.rank())},
                          {"node", CulpritNode(failure.rank())},
                          {"error", failure.error()},
                          {"exit_code", failure.exit_code()},

@@ -59,6 +59,7 @@ class RunEvents {
   void OnNodeFailed(const v1::Fact& fact);
   void OnSubmitted(const v1::Fact& fact);
   void OnStarted(const v1::Fact& fact);
+  void OnFirstStep(const v1::Fact& fact);
   void OnEnded(const v1::Fact& fact);
   void OnGranted(const v1::Fact& fact);
   void OnRolledBack(const v1::Fact& fact);
@@ -83,9 +84,6 @@ class RunEvents {
   std::int64_t started_ms_ = 0;                 // that it began at; 0: unknown
   std::string ended_reason_;                    // of the latest generation's end
 };
-
-// "worker exit"; empty: not known.
-std::string CauseText(v1::FailureCause cause);
 
 // "2024-06-11 11:30:05" of milliseconds since the Unix epoch, in the machine's time zone.
 std::string FormatLocalTime(std::int64_t wall_ms);

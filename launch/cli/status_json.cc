@@ -6,6 +6,7 @@
 #include <map>
 
 #include "common/files.h"
+#include "common/run_state.h"
 #include "coordinator/core/stragglers.h"
 #include "nlohmann/json.hpp"
 
@@ -51,6 +52,17 @@ nlohmann::json RanksJson(const v1::RunStatus& status) {
   return ranks;
 }
 
+nlohmann::json PhasesJson(const v1::RunStatus& status) {
+  nlohmann::json seconds = nlohmann::json::object();
+  for (const auto& [phase, name] : kRunPhases) seconds[name] = 0.0;
+  for (const v1::PhaseTime& time : status.phases()) {
+    for (const auto& [phase, name] : kRunPhases) {
+      if (time.phase() == phase) seconds[name] = static_cast<double>(time.ms()) / 1000;
+    }
+  }
+  return seconds;
+}
+
 nlohmann::json FailureJson(const v1::RankFailed& failure) {
   nlohmann::json lines = nlohmann::json::array();
   for (const std::string& line : failure.stderr_tail()) lines.push_back(line);
@@ -93,6 +105,7 @@ nlohmann::json ToJson(const RunView& view) {
       {"lost_tokens", status.lost_tokens()},
       {"cost", Number(status.cost())},
       {"currency", status.currency()},
+      {"phase_seconds", PhasesJson(status)},
       {"retryable", status.retryable()},
       {"run_dir", status.run_dir()},
       {"nodes_asked", status.nodes_asked()},

@@ -110,6 +110,9 @@ void Agent::SendHeartbeat() {
       v1::RankProgress& to = *progress.add_ranks();
       to.set_rank(rank);
       to.set_step(step_);
+      if (!has_peers_) continue;
+      to.set_load_seconds(0.01);
+      to.set_begin_seconds(0.02);
     }
     if (hosts_rank_0() && step_ > generation_->start_step()) {
       progress.mutable_step()->set_step(step_);

@@ -2,6 +2,7 @@
 // A failing seed is one of the test's parameters: run it alone with --gtest_filter=*/SEED.
 #include <gtest/gtest.h>
 
+#include "tests/sim/seeds.h"
 #include "tests/sim/simulation.h"
 
 namespace paceline::sim {
@@ -165,7 +166,7 @@ TEST_P(ChangeSeedsTest, EveryPromiseHoldsAndTheRunIsCompleted) {
   EXPECT_TRUE(result.completed) << "seed " << options.seed;
 }
 
-INSTANTIATE_TEST_SUITE_P(Seeds, ChangeSeedsTest, testing::Range(1, 301));
+INSTANTIATE_TEST_SUITE_P(Seeds, ChangeSeedsTest, testing::Range(1, SeedsOr(300) + 1));
 
 }  // namespace
 }  // namespace paceline::sim

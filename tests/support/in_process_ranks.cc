@@ -163,6 +163,8 @@ std::vector<RankOutcome> TrainInProcess(const RunFile& run_file, int ranks,
 
 std::string CommitCheckpoint(const RunFile& run_file, const std::vector<RankOutcome>& outcomes,
                              std::int64_t step) {
+  const ParallelLayout layout = LayoutOf(run_file);
+  std::map<int, std::string> replicas;  // by share of the model
   Manifest manifest;
   manifest.run_id = "test";
   manifest.generation = 1;
@@ -172,6 +174,11 @@ std::string CommitCheckpoint(const RunFile& run_file, const std::vector<RankOutc
   for (const RankOutcome& outcome : outcomes) {
     for (const v1::CheckpointPart& part : outcome.parts(step)) {
       ManifestPart& entry = manifest.parts.emplace_back();
+      const std::string& digest =
+          replicas.try_emplace(part.rank() % (layout.pipeline * layout.expert),
+                               part.replica_digest())
+              .first->second;
+      PACELINE_CHECK(digest == part.replica_digest());
       entry.file = part.file();
       entry.bytes = part.bytes();
       manifest.sample = part.position().sample();
@@ -218,7 +225,8 @@ std::string SaveAgain(const RunFile& run_file, int ranks, const std::string& che
     v1::DataPosition position;
     position.set_step(step);
     checkpointer.Write(position, v1::CHECKPOINT_REASON_END,
-                       SlicesToWrite(**model, moments, layout, at));
+                       SlicesToWrite(**model, moments, layout, at),
+                       ReplicatedArrays(**model, moments, layout));
     checkpointer.Flush();
   }
   return CommitCheckpoint(run_file, outcomes, step);

@@ -49,8 +49,9 @@ TEST(CheckpointsTest, TheFactComesBeforeTheRenameAndTheAgentsAreTold) {
   Cluster cluster;
   cluster.StartFourRanks();
   cluster.Checkpoint(10);
-  ASSERT_EQ(cluster.last.facts.size(), 1u);
-  const v1::CheckpointCommittedFact fact = cluster.last.facts[0].checkpoint_committed();
+  ASSERT_EQ(cluster.last.facts.size(), 2u);
+  EXPECT_TRUE(cluster.last.facts[0].has_first_step_done()) << "no heartbeat has told of a step";
+  const v1::CheckpointCommittedFact fact = cluster.last.facts[1].checkpoint_committed();
   EXPECT_EQ(fact.folder(), kFolder10);
   EXPECT_EQ(fact.bytes(), 400);
   EXPECT_EQ(fact.tokens(), 640);
@@ -95,6 +96,62 @@ TEST(CheckpointsTest, AFailedPartDiscardsItAndTrainingGoesOn) {
   EXPECT_TRUE(cluster.Last<WritePendingManifest>().empty());
   cluster.Checkpoint(30);
   EXPECT_EQ(cluster.Status().checkpoint_step(), 30);
+}
+
+// Parts of step `step` of ranks in one data-parallel group, with these digests.
+void ExpectCorrupt(const std::vector<std::string>& digests, v1::FailureCause cause,
+                   const std::string& blamed) {
+  Cluster cluster;
+  cluster.StartFourRanks();
+  cluster.Checkpoint(10);
+  cluster.Progress(0, 0, 21);
+  for (int rank = 0; rank < 4; ++rank) {
+    EXPECT_EQ(cluster.Status().generation(), 1u);
+    v1::CheckpointPart part = cluster.PartOf(rank, 20, 4);
+    part.set_replica_digest(digests[static_cast<std::size_t>(rank)]);
+    cluster.Part(rank / 2, part);
+  }
+  EXPECT_TRUE(cluster.Last<WritePendingManifest>().empty());
+  EXPECT_EQ(cluster.Status().failure().cause(), cause);
+  EXPECT_THAT(cluster.Status().failure().error(), HasSubstr("step 20"));
+  EXPECT_THAT(cluster.Status().reason(), HasSubstr(blamed));
+  // What is in memory may be mixed with it.
+  cluster.Gone(0, 1, {{0, 21}, {1, 21}});
+  cluster.Gone(1, 1, {{2, 21}, {3, 21}});
+  ASSERT_EQ(cluster.Status().generation(), 2u);
+  EXPECT_FALSE(cluster.TheRun().plan.live());
+  EXPECT_EQ(cluster.TheRun().plan.start_step(), 10);
+}
+
+TEST(CheckpointsTest, ARankWhoseStateIsNotThatOfItsReplicasIsNamed) {
+  ExpectCorrupt({"a", "a", "b", "a"}, v1::FAILURE_CAUSE_CORRUPT_STATE,
+                "rank 2 on node-1 failed: its weights or optimizer state of step 20 are not those "
+                "of the other 3 ranks");
+  ExpectCorrupt({"b", "a", "a", "a"}, v1::FAILURE_CAUSE_CORRUPT_STATE, "rank 0 on node-0 failed");
+}
+
+TEST(CheckpointsTest, WithoutAMajorityNobodyIsToBlame) {
+  ExpectCorrupt(
+      {"a", "b", "b", "a"}, v1::FAILURE_CAUSE_REPLICAS_DIFFER,
+      "of the 4 ranks that should hold the weights and optimizer state of rank 0 at step 20 not "
+      "all do");
+}
+
+TEST(CheckpointsTest, RanksWithOtherSharesOfTheModelAreNotCompared) {
+  v1::Layout layout;
+  layout.set_pipeline(2);
+  layout.set_data(2);
+  layout.set_expert(1);
+  CheckpointInFlight checkpoint;
+  for (const auto& [rank, digest] : {std::pair(0, "a"), {1, "b"}, {2, "a"}, {3, "b"}}) {
+    checkpoint.parts[rank].set_replica_digest(digest);
+  }
+  EXPECT_FALSE(FindDisagreement(checkpoint, layout).has_value());
+  checkpoint.parts[3].set_replica_digest("c");
+  ASSERT_TRUE(FindDisagreement(checkpoint, layout).has_value());
+  EXPECT_EQ(FindDisagreement(checkpoint, layout)->cause, v1::FAILURE_CAUSE_REPLICAS_DIFFER);
+  checkpoint.parts[3].clear_replica_digest();  // it tells none
+  EXPECT_FALSE(FindDisagreement(checkpoint, layout).has_value());
 }
 
 TEST(CheckpointsTest, AManifestThatCannotBeWrittenDiscardsIt) {

@@ -221,6 +221,42 @@ TEST_F(GrowTest, ANodeThatFailsItsTestThriceIsQuarantined) {
   EXPECT_EQ(NodeOf(cluster_, "node-1").failures(), 0);
 }
 
+// Neither a newcomer that nobody has tested nor one that has failed comes in with a third that has
+// passed.
+TEST(GrowthTest, OnlyTestedNodesAreTakenIn) {
+  Cluster cluster;
+  cluster.Submit(SubmissionOf("submit", RunFileText(4, 1, 100, "interval_steps = 10")));
+  for (int node = 0; node < 4; ++node) cluster.Register(node, 1, 1, "run");
+  for (int rank = 0; rank < 4; ++rank) cluster.Ready(rank, rank);
+  cluster.Progress(0, 0, 3);
+  cluster.Run(seconds(5), {0});
+  cluster.Gone(0, 1, {{0, 3}});
+  cluster.Run(seconds(11), {0});
+  cluster.Register(0, 1, 1, "run");
+  ASSERT_EQ(cluster.Status().generation(), 1u) << "half of its nodes are asked for";
+  cluster.Register(1, 2, 1, "run");
+  cluster.Run(seconds(11), {0, 1});
+  ASSERT_EQ(cluster.Status().generation(), 2u);
+  for (const int rank : {0, 1}) cluster.Ready(rank, rank);
+  cluster.Progress(0, 0, 4);
+  cluster.Register(4, 1, 1, "run");
+  const auto first = cluster.Sent(4, Kind::kSelfTest);
+  ASSERT_EQ(first.size(), 1u);
+  PassSelfTest(cluster, 4, first[0].self_test().id(), "a product came out wrong");
+  cluster.Register(5, 1, 1, "run");
+  const auto second = cluster.Sent(5, Kind::kSelfTest);
+  ASSERT_EQ(second.size(), 1u);
+  PassSelfTest(cluster, 5, second[0].self_test().id());
+  ASSERT_EQ(cluster.Sent(0, Kind::kStop).size(), 1u);
+  cluster.Register(6, 1, 1, "run");
+  Move(cluster, {{0, {0}}, {1, {1}}}, 10);
+  ASSERT_EQ(cluster.Status().generation(), 3u);
+  std::set<std::string> names;
+  const v1::RunStatus status = cluster.Status();
+  for (const v1::NodeStatus& node : status.nodes()) names.insert(node.name());
+  EXPECT_EQ(names, (std::set<std::string>{"node-0", "node-1", "node-5"}));
+}
+
 TEST_F(GrowTest, WhatCannotBeCommittedMovesWithTheRanks) {
   PassSelfTest(cluster_, 1, cluster_.Sent(1, Kind::kSelfTest)[0].self_test().id());
   for (const int rank : {0, 1}) {

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
+#include "common/xxh128.h"
 #include "spdlog/spdlog.h"
 
 namespace paceline {
@@ -20,7 +21,8 @@ Checkpointer::Checkpointer(int rank, v1::GenerationKey key, std::string folder,
 }
 
 void Checkpointer::Write(const v1::DataPosition& position, v1::CheckpointReason reason,
-                         std::span<const SliceView> slices) {
+                         std::span<const SliceView> slices,
+                         std::span<const std::span<std::byte>> replicated) {
   const auto begin = std::chrono::steady_clock::now();
   {
     std::unique_lock lock(mutex_);
@@ -33,7 +35,13 @@ void Checkpointer::Write(const v1::DataPosition& position, v1::CheckpointReason 
                                                     "too slow for [checkpoint] interval_steps")),
           position.step());
     }
-    pending_[position.step()] = {position, reason};
+    pending_[position.step()] = {position, reason, ""};
+  }
+  if (!replicated.empty()) {
+    Xxh128 digest;
+    for (const std::span<std::byte> array : replicated) digest.Update(array.data(), array.size());
+    const std::lock_guard lock(mutex_);
+    pending_[position.step()].replica_digest = digest.Hex();
   }
   const absl::Status copied =
       writer_.Snapshot({position.step(), key_.generation()}, folder_, slices);
@@ -76,6 +84,7 @@ void Checkpointer::OnDone(const absl::StatusOr<WrittenPart>& part, std::int64_t 
   durable.set_rank(rank_);
   *durable.mutable_position() = pending.position;
   durable.set_reason(pending.reason);
+  durable.set_replica_digest(pending.replica_digest);
   durable.set_file(part->file);
   durable.set_bytes(part->bytes);
   for (const TensorSliceInfo& info : part->slices) {

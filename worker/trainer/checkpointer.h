@@ -32,9 +32,10 @@ class Checkpointer {
 
   // Copies `slices` and returns; the part is written behind. Whatever goes wrong is reported as
   // CheckpointFailed. At an interval, a part that is still being written is not waited for: this
-  // checkpoint is given up, so that a slow disk does not hold up training.
+  // checkpoint is given up, so that a slow disk does not hold up training. `replicated`: what
+  // other ranks hold too, where there are any; its digest goes with the part.
   void Write(const v1::DataPosition& position, v1::CheckpointReason reason,
-             std::span<const SliceView> slices);
+             std::span<const SliceView> slices, std::span<const std::span<std::byte>> replicated);
   // Waits until all parts are durable or have failed, and were reported.
   void Flush() { writer_.Flush(); }
 
@@ -44,6 +45,7 @@ class Checkpointer {
   struct Pending {
     v1::DataPosition position;
     v1::CheckpointReason reason;
+    std::string replica_digest;
   };
   void OnDone(const absl::StatusOr<WrittenPart>& part, std::int64_t step);
   void ReportFailure(const absl::Status& status, std::int64_t step);

@@ -22,7 +22,13 @@ void GenerationControl::Grant(const v1::Window& window) {
 void GenerationControl::SetPeers(const v1::Peers& peers) {
   const std::lock_guard lock(mutex_);
   peers_.emplace(peers.addresses().begin(), peers.addresses().end());
+  peers_at_ = std::chrono::steady_clock::now();
   changed_.notify_all();
+}
+
+SteadyTime GenerationControl::peers_at() const {
+  const std::lock_guard lock(mutex_);
+  return peers_at_;
 }
 
 // A wish grows stronger and never weaker.

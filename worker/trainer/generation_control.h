@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "common/clock.h"
 #include "common/status.h"
 #include "paceline/v1/agent.pb.h"
 #include "worker/collectives/parallel_groups.h"
@@ -37,6 +38,7 @@ class GenerationControl {
   // The first step index that no window holds: the end of the granted range.
   std::int64_t granted_until() const;
   absl::StatusOr<std::vector<std::string>> WaitForPeers();
+  SteadyTime peers_at() const;  // when they were told
   bool stop_requested() const { return stop_requested_.load(); }
   // Whether the rank shall leave with its state after a step, at which a checkpoint is due or not.
   bool move_requested(bool at_checkpoint) const {
@@ -58,6 +60,7 @@ class GenerationControl {
   std::condition_variable changed_;
   std::int64_t granted_until_ = 0;
   std::optional<std::vector<std::string>> peers_;
+  SteadyTime peers_at_{};
   std::optional<std::string> abort_reason_;
   ParallelGroups* groups_ = nullptr;
   std::atomic<bool> stop_requested_{false};

@@ -77,7 +77,9 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const RunFile& run_file
   RETURN_IF_ERROR(CheckRankStart(run_file, start));
   if (!start.live()) held.reset();  // its memory is wanted
   std::unique_ptr<Trainer> trainer(new Trainer(run_file, start, control, std::move(send)));
+  const SteadyTime begin = Tick();
   RETURN_IF_ERROR(trainer->Load(std::move(held)));
+  trainer->totals_.set_load_seconds(SecondsBetween(begin, Tick()));
   return trainer;
 }
 
@@ -268,6 +270,10 @@ absl::Status Trainer::TrainSteps() {
     phase_ = v1::RANK_PHASE_WINDOW;
     RETURN_IF_ERROR(WaitForWindow());
     phase_ = v1::RANK_PHASE_STEP;
+    if (totals_.begin_seconds() == 0) {
+      totals_.set_begin_seconds(std::max(1e-3, SecondsBetween(control_.peers_at(), Tick())));
+      PublishProgress();
+    }
     RETURN_IF_ERROR(Step());
     SnapshotIfDue();
     RETURN_IF_ERROR(EvaluateIfDue());
@@ -523,7 +529,7 @@ void Trainer::CheckpointIfDue() {
   position.set_seed(run_file_.run.seed);
   position.set_corpus_digest(train_->order().digest());
   const std::vector<SliceView> slices = SlicesToWrite(*model_, moments_, layout_, at_);
-  checkpointer_->Write(position, reason, slices);
+  checkpointer_->Write(position, reason, slices, ReplicatedArrays(*model_, moments_, layout_));
 }
 
 void Trainer::TakesSnapshots() {

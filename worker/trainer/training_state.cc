@@ -31,6 +31,11 @@ std::int64_t Elements(const std::vector<std::int64_t>& shape) {
   return elements;
 }
 
+std::span<std::byte> BytesOf(const StateBuffer& buffer) {
+  return std::as_writable_bytes(
+      std::span(buffer.data, static_cast<std::size_t>(Elements(buffer.shape))));
+}
+
 // Calls visit(parameter, box, offset in `range`) for each box of a parameter that `range` holds.
 template <typename Visit>
 absl::Status ForEachBox(const std::vector<Parameter>& parameters, const FlatRange& range,
@@ -135,10 +140,17 @@ std::vector<std::span<std::byte>> StateArrays(Model& model, OptimizerMoments& mo
   std::vector<std::span<std::byte>> arrays = {
       history.bytes(), std::as_writable_bytes(model.weights()),
       std::as_writable_bytes(moments.exp_avg()), std::as_writable_bytes(moments.exp_avg_sq())};
-  for (const StateBuffer& buffer : model.state_buffers()) {
-    arrays.push_back(std::as_writable_bytes(
-        std::span(buffer.data, static_cast<std::size_t>(Elements(buffer.shape)))));
-  }
+  for (const StateBuffer& buffer : model.state_buffers()) arrays.push_back(BytesOf(buffer));
+  return arrays;
+}
+
+std::vector<std::span<std::byte>> ReplicatedArrays(Model& model, OptimizerMoments& moments,
+                                                   const ParallelLayout& layout) {
+  if (layout.expert_data() < 2 || layout.shard_optimizer) return {};
+  std::vector<std::span<std::byte>> arrays = {std::as_writable_bytes(model.weights()),
+                                              std::as_writable_bytes(moments.exp_avg()),
+                                              std::as_writable_bytes(moments.exp_avg_sq())};
+  for (const StateBuffer& buffer : model.state_buffers()) arrays.push_back(BytesOf(buffer));
   return arrays;
 }
 

@@ -81,6 +81,11 @@ absl::Status PutLiveState(LiveState state, Model& model, OptimizerMoments& momen
 std::vector<std::span<std::byte>> StateArrays(Model& model, OptimizerMoments& moments,
                                               StepHistory& history);
 
+// Of these, what every rank with the same share of the model holds alike. None where there is one
+// such rank, or with a sharded optimizer: every step spreads what a rank then holds alone.
+std::vector<std::span<std::byte>> ReplicatedArrays(Model& model, OptimizerMoments& moments,
+                                                   const ParallelLayout& layout);
+
 // The slices that the rank at `at` writes. `moments` has a range for each of the model's buckets,
 // which covers at least the rank's shard of it.
 std::vector<SliceView> SlicesToWrite(Model& model, OptimizerMoments& moments,
