@@ -74,6 +74,7 @@ void Core::Impl::OnReady(NodeId node, const v1::RankReady& ready) {
   rank.ready = true;
   rank.address = ready.address();
   if (generation->ready < generation->ranks.size()) return;
+  ForgetLater(*generation);
   if (!repeat) return SendPeers(*generation, std::nullopt);
   // A reconnected agent asks again; one answer serves all of its ranks.
   if (generation->ranks_of.at(node).front() == ready.rank()) SendPeers(*generation, node);
