@@ -27,10 +27,8 @@ inline std::string RunStateName(v1::RunState state) {
 }
 
 inline constexpr std::pair<v1::RunPhase, const char*> kRunPhases[] = {
-    {v1::RUN_PHASE_WAITING, "waiting"},
-    {v1::RUN_PHASE_STARTING, "starting"},
-    {v1::RUN_PHASE_TRAINING, "training"},
-    {v1::RUN_PHASE_RECOVERING, "recovering"},
+    {v1::RUN_PHASE_WAITING, "waiting"},   {v1::RUN_PHASE_STARTING, "starting"},
+    {v1::RUN_PHASE_TRAINING, "training"}, {v1::RUN_PHASE_RECOVERING, "recovering"},
     {v1::RUN_PHASE_RESIZING, "resizing"},
 };
 

@@ -1,9 +1,9 @@
 // The inside of Core: durable state, what lives beside it, and one method for each thing that
 // can happen. Split over core.cc (dispatch, facts, clock), core_nodes.cc (membership),
 // core_members.cc (which nodes get work: drains, quarantine, self-tests, moves), core_plans.cc
-// (which nodes a run goes on with), core_runs.cc (generations and the run's life),
-// core_training.cc (what ranks say while they train), core_stalls.cc (who holds them up),
-// core_status.cc (questions).
+// (which nodes a run goes on with), core_restore.cc (what they hold of its state), core_runs.cc
+// (generations and the run's life), core_training.cc (what ranks say while they train),
+// core_stalls.cc (who holds them up), core_status.cc (questions).
 // Invariant: everything here but `state_` can be lost at any instant; agents say it again.
 // Threading: confined to the coordinator loop; holds no lock.
 #pragma once
@@ -45,7 +45,12 @@ struct GenerationRuntime {
   std::map<NodeId, std::vector<std::int32_t>> ranks_of;  // in rank order
   std::size_t ready = 0;
   std::size_t finished = 0;
-  std::size_t begun = 0;       // ranks that are known to have begun to compute
+  std::size_t begun = 0;                        // ranks that are known to have begun to compute
+  std::map<NodeId, std::vector<Buddy>> copies;  // of others' snapshots, by the node that keeps them
+  // Nodes that others still take up state from, though they have no part in this generation: they
+  // are told to forget the one before when all ranks have taken it up.
+  std::vector<NodeId> forget_later;
+  v1::GenerationKey former;
   bool stepped = false;        // the first step is known to be done
   std::int64_t last_step = 0;  // the highest completed by a rank
   double step_seconds = 0;     // smoothed; 0: none timed yet
@@ -104,8 +109,6 @@ struct Core::Impl {
   void OnRegister(SessionId session, const v1::RegisterNode& node);
   void OnHeartbeat(NodeId node, const v1::Heartbeat& heartbeat);
   void OnGone(NodeId node, const v1::GenerationGone& gone);
-  // What the node's ranks hold in memory of the run's last generation.
-  void NoteHeld(NodeId node, const v1::GenerationGone& gone);
   void Join(NodeId id, const v1::RegisterNode& info);
   // The node is no member any more: its charge is closed and its generation ended.
   // `failed`: nobody had sent it away.
@@ -155,9 +158,24 @@ struct Core::Impl {
   // fewer ranks than before without them.
   Plan BestPlan(const Run& run) const;
   void StartGeneration(const Run& run, const Plan& plan);
-  // Nodes of `former` that are not in the run's new one need not keep what they hold.
-  void ForgetHeld(const Run& run, const v1::GenerationStarted& former);
   bool StaysOn(const Run& run, const Node& node) const;
+
+  // --- core_restore.cc ---
+  // What the node holds in memory of the run's last generation.
+  void NoteHeld(NodeId node, const v1::GenerationGone& gone);
+  // What the run can go on from with this plan.
+  RestorePoint RestoreWith(const Run& run, const Plan& plan) const;
+  // Why a run that had come further goes on from disk; empty: it loses nothing by that.
+  std::string WhyFromDisk(const Run& run, const RestorePoint& restore) const;
+  // Which of others' snapshots the node keeps copies of, and which its ranks take up.
+  void AddSnapshots(const Run& run, NodeId node, v1::StartGeneration& start) const;
+  // The snapshot that a rank was to take up, and could not, is not planned with again.
+  void Distrust(const Run& run, const GenerationRuntime& generation, const v1::RankFailed& failure);
+  // Nodes of `former` that are not in the run's new one need not keep what they hold, but for those
+  // that ranks of it take up their state from: these are told later.
+  void ForgetHeld(const Run& run, const v1::GenerationStarted& former);
+  void ForgetLater(GenerationRuntime& generation);
+  void SendForget(NodeId node, const v1::GenerationKey& key);
 
   // --- core_runs.cc ---
   void Submit(CallId call, v1::SubmitRunRequest request);
@@ -241,8 +259,10 @@ struct Core::Impl {
   std::uint64_t last_test_ = 0;
   std::map<std::string, GenerationRuntime> generations_;             // by run
   std::map<std::string, std::vector<v1::RankProgress>> last_ranks_;  // of ended generations
-  std::map<std::string, HeldSteps> held_;            // by run that waits for its next generation
   std::map<std::string, RecoveryClock> recoveries_;  // by run that has failed and not stepped since
+  std::map<std::string, Held> held_;                 // by run that waits for its next generation
+  // Snapshots, by node and rank, that a rank could not begin from. By run, until it steps again.
+  std::map<std::string, std::set<std::pair<NodeId, std::int32_t>>> distrusted_;
   DeadlineSet<std::string> run_deadlines_;
   std::map<std::string, SteadyTime> waiting_since_;  // for nodes, by run
   DeadlineSet<std::string> plan_deadlines_;          // when a waiting run looks again

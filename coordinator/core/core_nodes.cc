@@ -141,28 +141,6 @@ void Core::Impl::OnHeartbeat(NodeId id, const v1::Heartbeat& heartbeat) {
   TryPlans();
 }
 
-void Core::Impl::NoteHeld(NodeId id, const v1::GenerationGone& gone) {
-  const Run* run = state_.FindRun(gone.key().run_id());
-  if (run == nullptr || run->ended() || run->generation_open || !Same(run->key(), gone.key())) {
-    return;
-  }
-  HeldSteps& steps = held_[run->id()];
-  const auto is_here = [run, id](std::int32_t rank) {
-    return run->plan.placements(rank).node_id() == id.value();
-  };
-  std::erase_if(steps, [&is_here](const auto& entry) { return is_here(entry.first); });
-  for (const v1::HeldState& held : gone.held()) {
-    const std::int32_t rank = held.rank();
-    if (rank < 0 || rank >= run->plan.placements_size()) continue;
-    if (!is_here(rank)) continue;
-    if (held.snapshot()) {
-      steps[rank].snapshots.insert(held.step());
-    } else {
-      steps[rank].live = held.step();
-    }
-  }
-}
-
 void Core::Impl::OnGone(NodeId id, const v1::GenerationGone& gone) {
   const v1::GenerationKey& key = gone.key();
   NoteHeld(id, gone);
@@ -210,7 +188,8 @@ void Core::Impl::LoseNode(NodeId id, const std::string& reason, const absl::Stat
   nodes_.erase(lost);
   for (auto& [run_id, held] : held_) {
     const Run& run = state_.runs.at(run_id);
-    std::erase_if(held, [&run, id](const auto& entry) {
+    held.snapshots.erase(id);
+    std::erase_if(held.live, [&run, id](const auto& entry) {
       return run.plan.placements(entry.first).node_id() == id.value();
     });
   }

@@ -128,10 +128,8 @@ bool Core::Impl::StaysOn(const Run& run, const Node& node) const {
 }
 
 void Core::Impl::StartGeneration(const Run& run, const Plan& plan) {
-  const HeldSteps held = held_.contains(run.id())
-                             ? HeldInPlace(run, held_.at(run.id()), plan.layout, plan.placements)
-                             : HeldSteps();
-  const RestorePoint restore = RestoreFor(run, plan.layout, held);
+  const RestorePoint restore = RestoreWith(run, plan);
+  const std::string why_from_disk = WhyFromDisk(run, restore);
   held_.erase(run.id());
   waiting_since_.erase(run.id());
   plan_deadlines_.Clear(run.id());
@@ -149,7 +147,9 @@ void Core::Impl::StartGeneration(const Run& run, const Plan& plan) {
   started.set_start_tokens(TokensAt(run, restore.step));
   started.set_live(restore.live);
   started.mutable_transfers()->Add(restore.transfers.begin(), restore.transfers.end());
-  started.set_reason(plan.reason);
+  started.mutable_sources()->Add(restore.sources.begin(), restore.sources.end());
+  started.set_reason(why_from_disk.empty() ? plan.reason
+                                           : absl::StrCat(plan.reason, "; ", why_from_disk));
   for (const v1::RankPlacement& placement : plan.placements) {
     const NodeId id{placement.node_id()};
     if (state_.nodes.at(id).payer != run.id()) Charge(id);  // idle time up to here
@@ -164,22 +164,6 @@ void Core::Impl::StartGeneration(const Run& run, const Plan& plan) {
     UpdateFree(node);
     if (leases_.TtlOf(node) != generation.limits.lease) GrantLease(node);  // this run's budget
     SendStart(run, node);
-  }
-}
-
-void Core::Impl::ForgetHeld(const Run& run, const v1::GenerationStarted& former) {
-  const GenerationRuntime& generation = generations_.at(run.id());
-  std::set<NodeId> told;
-  for (const v1::RankPlacement& placement : former.placements()) {
-    const NodeId id{placement.node_id()};
-    if (generation.ranks_of.contains(id) || !nodes_.contains(id) || !told.insert(id).second) {
-      continue;
-    }
-    v1::CoordinatorMessage message;
-    *message.mutable_end()->mutable_key() = former.key();
-    message.mutable_end()->set_reason("the run goes on without this node");
-    message.mutable_end()->set_forget(true);
-    Send(id, std::move(message));
   }
 }
 

@@ -1,6 +1,7 @@
 // The life of runs inside Core: submission, planning, a generation's beginning and end, and what
 // follows it.
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -139,6 +140,7 @@ void Core::Impl::AddRuntime(const Run& run) {
     generation.ranks.back().progress.set_rank(placement.rank());
     generation.ranks_of[node].push_back(placement.rank());
   }
+  for (const Buddy& buddy : BuddiesOf(run.plan)) generation.copies[buddy.buddy].push_back(buddy);
   generation.last_step = run.plan.start_step();
   generation.startup_deadline = now_.steady + generation.limits.startup;
   generations_.insert_or_assign(run.id(), std::move(generation));
@@ -165,6 +167,7 @@ void Core::Impl::SendStart(const Run& run, NodeId node) {
   start.set_corpus_digest(run.request.corpus_digest());
   start.set_live(run.plan.live());
   *start.mutable_transfers() = run.plan.transfers();
+  AddSnapshots(run, node, start);
   Send(node, std::move(message));
 }
 
@@ -219,7 +222,7 @@ void Core::Impl::EndGeneration(std::string run_id, const std::string& reason,
   if (open.step) *ended.mutable_step() = *open.step;
   if (open.eval) *ended.mutable_eval() = *open.eval;
   Emit(std::move(fact));
-  const GenerationRuntime generation = std::move(open);
+  GenerationRuntime generation = std::move(open);
   generations_.erase(run_id);
   if (!failure.has_key()) {
     recoveries_.erase(run_id);
@@ -229,6 +232,8 @@ void Core::Impl::EndGeneration(std::string run_id, const std::string& reason,
     const RecoveryClock clock = {generation.key.generation(), well_ms, ended_ms, ended_ms};
     recoveries_.try_emplace(run_id, clock).first->second.ready_ms = 0;
   }
+  ForgetLater(generation);
+  Distrust(run, generation, failure);
   RememberRanks(generation);
   retry_deferred_ = true;
   run_deadlines_.Clear(run_id);
@@ -295,6 +300,7 @@ void Core::Impl::EndRun(const Run& run, v1::RunState state, const std::string& r
   RollBackTo(run, run.CommittedStep());
   held_.erase(run_id);
   recoveries_.erase(run_id);
+  distrusted_.erase(run_id);
   waiting_since_.erase(run_id);
   plan_deadlines_.Clear(run_id);
   v1::Fact fact;
@@ -315,6 +321,13 @@ void Core::Impl::EndRun(const Run& run, v1::RunState state, const std::string& r
     Send(id, std::move(release));
     runtime.released = true;
     UpdateFree(id);
+  }
+  // Nodes that serve others too go on without it.
+  std::set<NodeId> told;
+  for (const v1::RankPlacement& placement : run.plan.placements()) {
+    const NodeId id{placement.node_id()};
+    if (!nodes_.contains(id) || !told.insert(id).second) continue;
+    if (state_.nodes.at(id).info.run_id() != run_id) SendForget(id, run.key());
   }
 }
 

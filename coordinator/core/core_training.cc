@@ -79,6 +79,7 @@ void Core::Impl::OnReady(NodeId node, const v1::RankReady& ready) {
   rank.ready = true;
   rank.address = ready.address();
   if (generation->ready < generation->ranks.size()) return;
+  ForgetLater(*generation);
   if (!repeat) {
     const auto recovery = recoveries_.find(generation->key.run_id());
     if (recovery != recoveries_.end()) recovery->second.ready_ms = WallMs(now_);

@@ -13,6 +13,7 @@ absl::Status CheckFields(const v1::RegisterNode& node) {
   RETURN_IF_ERROR(CheckName("run_id", node.run_id(), /*may_be_empty=*/true));
   RETURN_IF_ERROR(CheckLength("host", node.host(), kMaxAddressBytes));
   RETURN_IF_ERROR(CheckLength("metrics_address", node.metrics_address(), kMaxAddressBytes));
+  RETURN_IF_ERROR(CheckLength("snapshot_address", node.snapshot_address(), kMaxAddressBytes));
   if (node.slots() < 1 || node.slots() > kMaxSlots) {
     return absl::InvalidArgumentError(
         absl::StrCat("slots = ", node.slots(), ": a node has 1 to ", kMaxSlots, " slots"));

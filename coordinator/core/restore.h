@@ -1,10 +1,13 @@
 // What a generation begins from: the state that is held in memory, by workers and in snapshots,
-// where together they hold all of one step, or the last committed checkpoint.
+// where together they hold all of one step, or the last committed checkpoint. And which nodes keep
+// copies of others' snapshots, so that a lost node takes no state along.
 // Threading: pure functions.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
+#include <optional>
 #include <set>
 #include <vector>
 
@@ -13,19 +16,21 @@
 
 namespace paceline::core {
 
-// The steps whose state is held for a rank of a run's last generation, where it was.
-struct HeldRank {
-  std::int64_t live = 0;             // by its worker; 0: none
-  std::set<std::int64_t> snapshots;  // on its node
-
-  bool Has(std::int64_t step) const { return live == step || snapshots.contains(step); }
+// What members hold of a run's last generation.
+struct Held {
+  std::map<std::int32_t, std::int64_t> live;  // by rank: the step that its worker holds
+  // By node, and by the rank as which they were taken: the steps of its snapshots.
+  std::map<NodeId, std::map<std::int32_t, std::set<std::int64_t>>> snapshots;
 };
-using HeldSteps = std::map<std::int32_t, HeldRank>;
 
 struct RestorePoint {
   bool live = false;                         // false: the last committed checkpoint, or nothing
   std::int64_t step = 0;                     // completed in it
   std::vector<v1::StateTransfer> transfers;  // with `live`, by receiving rank
+  std::vector<v1::SnapshotSource> sources;   // with `live`, likewise
+  // Without it: a rank of the last generation whose state is in no memory. None: each is in some,
+  // but not all of one step, or nothing of this layout.
+  std::optional<std::int32_t> missing;
 };
 
 // Whether ranks of the same stage and share of the experts hold the same state in both layouts,
@@ -36,13 +41,22 @@ bool SameState(const v1::Layout& a, const v1::Layout& b);
 // the batch alone, but for sharded optimizers.
 std::int32_t StateOf(const v1::Layout& layout, std::int32_t rank);
 
-// What is held where a rank of `layout` now stands: by ranks of the run's last generation that keep
-// their slot, and whose state is that of the new rank. Snapshots are of the same rank alone.
-HeldSteps HeldInPlace(const Run& run, const HeldSteps& held, const v1::Layout& layout,
-                      const std::vector<v1::RankPlacement>& placements);
+// The highest step whose state is covered for every rank of the plan, if it lies not before the
+// last committed one. A rank takes it up, in this order, from its slot's worker, from a snapshot on
+// its node, from a rank that has it, from a snapshot on a node that `serves` others.
+RestorePoint RestoreFor(const Run& run, const Held& held, const v1::Layout& layout,
+                        const std::vector<v1::RankPlacement>& placements,
+                        const std::function<bool(NodeId)>& serves);
 
-// `held`: by ranks of `layout`. The highest step that is covered, if it lies not before the last
-// committed one.
-RestorePoint RestoreFor(const Run& run, const v1::Layout& layout, const HeldSteps& held);
+// A rank whose snapshots another node keeps copies of.
+struct Buddy {
+  std::int32_t rank = 0;
+  NodeId node;   // that has the rank
+  NodeId buddy;  // the next one of the generation, by id
+};
+
+// For each state that one node alone holds one rank, in rank order: then every state lies on two
+// nodes. None where there is one node alone.
+std::vector<Buddy> BuddiesOf(const v1::GenerationStarted& plan);
 
 }  // namespace paceline::core

@@ -90,6 +90,23 @@ std::string RunEvents::PlacementText() const {
   return text;
 }
 
+// Of the states that had to come from another node.
+std::string RunEvents::SourcesText() const {
+  std::string text;
+  int more = 0;
+  for (const v1::SnapshotSource& source : plan_.sources()) {
+    const bool placed = source.to() >= 0 && source.to() < plan_.placements_size();
+    if (!placed || plan_.placements(source.to()).node_id() == source.node_id()) continue;
+    if (!text.empty()) {
+      ++more;
+      continue;
+    }
+    absl::StrAppend(&text, " (rank ", source.to(), "'s on ", NodeName(source.node_id()));
+  }
+  if (text.empty()) return text;
+  return absl::StrCat(text, more == 0 ? "" : absl::StrCat(", and ", more, " more elsewhere"), ")");
+}
+
 std::string RunEvents::CulpritNode(std::int32_t rank) const {
   for (const v1::RankPlacement& placement : plan_.placements()) {
     if (placement.rank() == rank) return NodeName(placement.node_id());
@@ -279,9 +296,15 @@ void RunEvents::OnStarted(const v1::Fact& fact) {
                      {"node", NodeName(placement.node_id())},
                      {"slot", placement.slot()}});
   }
+  json sources = json::array();
+  for (const v1::SnapshotSource& source : plan_.sources()) {
+    sources.push_back({{"rank", source.to()},
+                       {"from_rank", source.from()},
+                       {"node", NodeName(source.node_id())}});
+  }
   const v1::Layout& layout = plan_.layout();
   const std::string from =
-      plan_.live() ? absl::StrCat("step ", plan_.start_step(), ", which ranks held in memory")
+      plan_.live() ? absl::StrCat("step ", plan_.start_step(), ", held in memory", SourcesText())
       : plan_.checkpoint().empty()
           ? "the beginning"
           : absl::StrCat("step ", plan_.start_step(), ", ", NameOf(plan_.checkpoint()));
@@ -300,6 +323,7 @@ void RunEvents::OnStarted(const v1::Fact& fact) {
          {"virtual_stages", layout.virtual_stages()},
          {"zero", layout.shard_optimizer() ? 1 : 0}}},
        {"ranks", std::move(ranks)},
+       {"snapshots", std::move(sources)},
        {"reason", plan_.reason()}});
 }
 

@@ -50,6 +50,7 @@ class RunEvents {
   std::string NodeName(std::uint64_t node_id) const;
   // "ranks 0-1 on node-0, 2-3 on node-1".
   std::string PlacementText() const;
+  std::string SourcesText() const;
   std::string CulpritNode(std::int32_t rank) const;
 
   void OnEpoch(const v1::Fact& fact);

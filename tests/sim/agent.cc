@@ -23,10 +23,13 @@ void Agent::Start() {
   generation_.reset();
   held_.clear();
   unacked_.clear();
+  started_at_ = world_.clock_;
+  FindSnapshots();
   Connect();
 }
 
-void Agent::Die() {
+void Agent::Die(bool with_memory) {
+  if (with_memory) files_.clear();
   if (!alive_) return;
   alive_ = false;
   ++life_;
@@ -64,6 +67,8 @@ void Agent::Connect() {
     node.set_metrics_address(absl::StrCat("127.0.0.1:", 9000 + index_));
     node.set_protocol_version(1);
     if (world_.options_.dedicated_nodes) node.set_run_id("run");
+    node.set_snapshot_address(absl::StrCat("127.0.0.1:", 7000 + index_));
+    node.mutable_left_behind()->Add(left_behind_.begin(), left_behind_.end());
     Send(std::move(message));
   });
 }
@@ -186,7 +191,7 @@ void Agent::OnMessage(core::SessionId session, const v1::CoordinatorMessage& mes
       });
       return;
     case v1::CoordinatorMessage::kEnd:
-      if (message.end().forget()) held_.clear();
+      if (message.end().forget()) OnForget(message.end().key());
       return EndGeneration(message.end().key());
     case v1::CoordinatorMessage::kRelease:
       released_ = true;
@@ -221,6 +226,7 @@ void Agent::OnStart(const v1::StartGeneration& start) {
   if (generation_ && generation_->key().generation() >= start.key().generation()) return;
   if (generation_) EndGeneration(generation_->key());
   unacked_.clear();
+  if (snapshots_.OnStart(start)) files_.clear();
   CheckHeld(start);
   generation_ = start;
   dead_rank_.reset();
@@ -242,6 +248,10 @@ void Agent::OnStart(const v1::StartGeneration& start) {
   has_peers_ = false;
   world_.TrainingOf(start.key(), start.layout().pipeline() * start.layout().data(),
                     start.start_step());
+  TakeUp(start);
+}
+
+void Agent::BecomeReady(const v1::StartGeneration& start) {
   const bool damaged =
       !start.checkpoint().empty() &&
       world_.random_.OneIn(world_.options_.starts_per_damage * world_.options_.nodes);
@@ -277,7 +287,10 @@ bool Receives(const v1::StartGeneration& start, std::int32_t rank) {
 void Agent::CheckHeld(const v1::StartGeneration& start) {
   for (const v1::RankAssignment& assignment : start.assignments()) {
     const std::int32_t rank = assignment.rank();
-    if (!start.live() || Receives(start, rank)) continue;
+    const bool has_source =
+        std::any_of(start.sources().begin(), start.sources().end(),
+                    [rank](const v1::SnapshotSource& source) { return source.to() == rank; });
+    if (!start.live() || Receives(start, rank) || has_source) continue;
     const auto held = held_.find(assignment.slot());
     if (held == held_.end() || held->second.step != start.start_step() ||
         held->second.stage != rank % start.layout().pipeline()) {
@@ -294,8 +307,9 @@ std::map<int, Agent::Held> Agent::HeldBySlot() const {
   const bool before = !moved_ && step_ - 1 > generation_->start_step() && world_.random_.OneIn(3);
   for (const std::int32_t rank : ranks_) {
     if (rank == dead_rank_ || (finished_.contains(rank) && !moved_)) continue;
-    const bool whole = step_ > generation_->start_step() ||
-                       (generation_->live() && (has_peers_ || !Receives(*generation_, rank)));
+    const bool whole =
+        step_ > generation_->start_step() ||
+        (generation_->live() && fetching_ == 0 && (has_peers_ || !Receives(*generation_, rank)));
     if (!whole || step_ == 0) continue;
     held[slot_of_.at(rank)] = {.rank = rank,
                                .stage = rank % generation_->layout().pipeline(),
@@ -316,7 +330,7 @@ void Agent::EndGeneration(const v1::GenerationKey& key) {
   world_.After(milliseconds(world_.random_.Between(1, 1500)), [this, key, incarnation, held] {
     if (!alive_ || incarnation != incarnation_) return;
     v1::AgentMessage message;
-    *message.mutable_gone()->mutable_key() = key;
+    *message.mutable_gone() = snapshots_.Held(key);
     for (const auto& [slot, what] : held) {
       v1::HeldState& state = *message.mutable_gone()->add_held();
       state.set_rank(what.rank);
@@ -332,7 +346,9 @@ void Agent::OnStepped(std::int64_t step, const StepEnd& end) {
   if (end.checkpoint || end.last) {
     for (const std::int32_t rank : ranks_) WritePart(rank, step, end);
   }
-  if (!end.last) AskForWindows(step);
+  if (end.last) return;
+  TakeSnapshots(step);
+  AskForWindows(step);
 }
 
 void Agent::AskForWindows(std::int64_t step) {

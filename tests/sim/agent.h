@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "tests/sim/simulation.h"
+#include "worker/agent/snapshot_ledger.h"
 
 namespace paceline::sim {
 
@@ -20,7 +21,8 @@ class Agent {
   Agent(Simulation* world, int index) : world_(*world), index_(index) {}
 
   void Start();  // a new incarnation
-  void Die();    // with all its workers
+  // With all its workers; its machine's memory holds the snapshots.
+  void Die(bool with_memory = false);
   bool alive() const { return alive_; }
   void LoseSession();  // to notice, and connect again, a while later
   void OnMessage(core::SessionId session, const v1::CoordinatorMessage& message);
@@ -29,6 +31,7 @@ class Agent {
   // --- of the generation's training ---
   std::int64_t granted_until() const { return granted_until_; }
   std::size_t ranks() const { return ranks_.size(); }
+  bool Hosts(std::int32_t rank) const { return alive_ && generation_ && slot_of_.contains(rank); }
   bool hosts_rank_0() const { return !ranks_.empty() && ranks_.front() == 0; }
   void OnStepped(std::int64_t step, const StepEnd& end);
   void OnPeerLost();  // a survivor's collective fails
@@ -46,6 +49,12 @@ class Agent {
     std::int64_t step = 0;
   };
 
+  // A file of shared memory, of a whole snapshot.
+  struct SnapshotFile {
+    std::uint64_t generation = 0;
+    std::int64_t step = 0;
+  };
+
   void Connect();
   void Send(v1::AgentMessage message);
   void Tell(std::int64_t step, v1::AgentMessage message);  // until acknowledged
@@ -54,6 +63,22 @@ class Agent {
   void OnStart(const v1::StartGeneration& start);
   void OnSelfTest(const v1::SelfTest& test);
   void EndGeneration(const v1::GenerationKey& key);
+  void BecomeReady(const v1::StartGeneration& start);
+
+  // --- agent_snapshots.cc ---
+  void FindSnapshots();  // what the agent before has left
+  void OnForget(const v1::GenerationKey& key);
+  // Fetches what its ranks begin from and does not lie here; then they get ready.
+  void TakeUp(const v1::StartGeneration& start);
+  void Fetch(const v1::StartGeneration& start, const v1::SnapshotSource& source);
+  void TakeSnapshots(std::int64_t step);
+  void Take(const v1::GenerationKey& key, std::int32_t rank, std::int64_t step);
+  void CopySoon(const v1::SnapshotCopy& copy);
+  void Copy(const v1::GenerationKey& key, const v1::SnapshotCopy& copy);
+  // A rank's two files in turn.
+  void Write(bool copy, std::int32_t rank, const SnapshotFile& file);
+  const SnapshotFile* Read(bool copy, std::int32_t rank, std::int64_t step) const;
+  Agent* Named(const std::string& node) const;
   void WritePart(std::int32_t rank, std::int64_t step, const StepEnd& end);
   void AskForWindows(std::int64_t step);
   bool Holds(const v1::GenerationKey& key) const;
@@ -85,6 +110,12 @@ class Agent {
   bool moved_ = false;        // its ranks have left the generation with its last step
   std::map<int, Held> held_;  // by slot, since the last generation
   std::vector<Unacked> unacked_;
+
+  std::map<std::pair<bool, std::int32_t>, std::vector<SnapshotFile>> files_;  // copies?, rank
+  SnapshotLedger snapshots_{{}};
+  std::vector<v1::GenerationGone> left_behind_;
+  int fetching_ = 0;
+  std::int64_t started_at_ = 0;
 
   friend class Simulation;
 };

@@ -290,6 +290,7 @@ std::string Simulation::RunFileText() const {
       "global_batch_size = ",
       GlobalBatch(), "\nsteps = ", options_.steps, "\n[layout]\npipeline = ", options_.pipeline,
       "\n[checkpoint]\ninterval_steps = ", options_.checkpoint_interval, "\nkeep = ", options_.keep,
+      "\n[failure]\nsnapshot_interval_steps = ", options_.snapshot_interval,
       "\n[launch]\nnodes = ", options_.nodes, "\nslots_per_node = ", options_.slots_per_node,
       "\nspares = ", options_.spares, min_nodes, "\n[rates]\nslot_hour = ", kSlotHour, "\n");
 }
@@ -368,6 +369,11 @@ void Simulation::Watch() {
 }
 
 void Simulation::KillAgent(int agent) { agents_[static_cast<std::size_t>(agent)]->Die(); }
+void Simulation::KillMachineOf(std::int32_t rank) {
+  for (const auto& agent : agents_) {
+    if (agent->Hosts(rank)) return agent->Die(/*with_memory=*/true);
+  }
+}
 void Simulation::KillWorker(int agent) { agents_[static_cast<std::size_t>(agent)]->WorkerDies(); }
 void Simulation::BreakSession(int agent) {
   agents_[static_cast<std::size_t>(agent)]->LoseSession();
@@ -483,7 +489,7 @@ void Simulation::Step(const std::shared_ptr<Training>& training) {
   const bool agent_dies = random_.OneIn(options_.steps_per_agent_death);
   if (agent_dies || random_.OneIn(options_.steps_per_worker_death)) {
     Agent* dead = victim();
-    agent_dies ? dead->Die() : dead->WorkerDies();
+    agent_dies ? dead->Die(random_.OneIn(options_.deaths_per_lost_machine)) : dead->WorkerDies();
     for (const auto& [index, agent] : training->agents) {
       if (agent == dead || !random_.OneIn(2)) continue;
       After(milliseconds(random_.Between(0, 500)), [agent = agent] { agent->OnPeerLost(); });

@@ -65,6 +65,8 @@ struct Options {
   std::int64_t calls_per_loss = 0;
   std::int64_t steps_per_drain = 0;
   std::int64_t self_tests_per_failure = 0;
+  std::int64_t deaths_per_lost_machine = 0;  // with its memory, of agents' deaths
+  std::int64_t snapshot_interval = 0;        // steps; 0: none are taken
   bool agents_come_back = true;              // somebody starts a dead one again
   std::optional<std::int64_t> stop_at_step;  // the user stops it there, then resumes
   // Called after every step of a generation: what a scenario does by hand.
@@ -117,6 +119,7 @@ class Simulation {
 
   // --- a scenario's hands ---
   void KillAgent(int agent);
+  void KillMachineOf(std::int32_t rank);  // with its snapshots
   void StartAgent(int agent, std::chrono::milliseconds later);
   void BreakSession(int agent);
   void KillWorker(int agent);

@@ -175,8 +175,8 @@ std::string CommitCheckpoint(const RunFile& run_file, const std::vector<RankOutc
     for (const v1::CheckpointPart& part : outcome.parts(step)) {
       ManifestPart& entry = manifest.parts.emplace_back();
       const std::string& digest =
-          replicas.try_emplace(part.rank() % (layout.pipeline * layout.expert),
-                               part.replica_digest())
+          replicas
+              .try_emplace(part.rank() % (layout.pipeline * layout.expert), part.replica_digest())
               .first->second;
       PACELINE_CHECK(digest == part.replica_digest());
       entry.file = part.file();

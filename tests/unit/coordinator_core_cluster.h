@@ -83,6 +83,7 @@ class Cluster {
     info.set_slots(slots);
     info.set_metrics_address(absl::StrCat("127.0.0.1:", 9000 + node));
     info.set_protocol_version(1);
+    info.set_snapshot_address(absl::StrCat("127.0.0.1:", 7000 + node));
     info.set_run_id(run_id);
     Say(node, message);
   }

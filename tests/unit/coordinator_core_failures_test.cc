@@ -105,48 +105,6 @@ TEST(RecoveryTest, WhatALostNodeHeldIsNotPlannedWith) {
   EXPECT_EQ(cluster.Status().lost_steps(), 5);
 }
 
-TEST(RestoreTest, EveryStageMustBeCoveredAtOneStep) {
-  paceline::core::Run run;
-  std::string text = RunFileText(2, 2, 100);
-  text.replace(text.find("num_hidden_layers = 1"), 21, "num_hidden_layers = 2");
-  run.file = *ParseRunFile(text + "[layout]\npipeline = 2\n", "run.toml", "/", {});
-  v1::Window window;
-  window.set_end_step(50);
-  run.windows.push_back(window);
-  v1::Layout layout = *LayoutFor(run.file);
-  // rank = data * 2 + stage
-  EXPECT_EQ(RestoreFor(run, layout, {{0, {7}}, {1, {7}}, {3, {7}}}).step, 7);
-  EXPECT_EQ(RestoreFor(run, layout, {{0, {7}}, {1, {7}}, {3, {7}}}).transfers[0].from(), 0);
-  EXPECT_FALSE(RestoreFor(run, layout, {{0, {7}}, {2, {7}}}).live) << "nobody has the second stage";
-  EXPECT_FALSE(RestoreFor(run, layout, {{0, {8}}, {1, {7}}}).live);
-  EXPECT_EQ(RestoreFor(run, layout, {{0, {8}}, {1, {7}}, {2, {7}}, {3, {8}}}).step, 8);
-  EXPECT_FALSE(RestoreFor(run, layout, {{0, {60}}, {1, {60}}}).live)
-      << "such a step was never granted";
-  layout.set_shard_optimizer(true);
-  EXPECT_FALSE(RestoreFor(run, layout, {{0, {7}}, {1, {7}}, {3, {7}}}).live)
-      << "rank 2's moments are lost";
-  EXPECT_EQ(RestoreFor(run, layout, {{0, {7}}, {1, {7}}, {2, {7}}, {3, {7}}}).step, 7);
-}
-
-// Two stages of one copy each: the second one's worker is dead, and what the others have in memory
-// is of a later step than its snapshots.
-TEST(RestoreTest, SnapshotsOfOneStepCoverWhatNobodyHoldsLive) {
-  paceline::core::Run run;
-  std::string text = RunFileText(2, 1, 100);
-  text.replace(text.find("num_hidden_layers = 1"), 21, "num_hidden_layers = 2");
-  run.file = *ParseRunFile(text + "[layout]\npipeline = 2\n", "run.toml", "/", {});
-  v1::Window window;
-  window.set_end_step(50);
-  run.windows.push_back(window);
-  const v1::Layout layout = *LayoutFor(run.file);
-  const RestorePoint restore = RestoreFor(run, layout, {{0, {27, {10, 20}}}, {1, {0, {10, 20}}}});
-  EXPECT_TRUE(restore.live);
-  EXPECT_EQ(restore.step, 20);
-  EXPECT_TRUE(restore.transfers.empty());
-  EXPECT_EQ(RestoreFor(run, layout, {{0, {0, {20, 30}}}, {1, {0, {10, 20}}}}).step, 20);
-  EXPECT_FALSE(RestoreFor(run, layout, {{0, {0, {20, 30}}}, {1, {10}}}).live);
-}
-
 TEST(RecoveryTest, ACoordinatorThatDiesInBetweenGoesOnAlike) {
   Cluster cluster;
   cluster.StartFourRanks(100);

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -127,6 +128,71 @@ TEST(SnapshotFileTest, MemoryThatIsNotThereIsRefusedAtOnce) {
   const auto file = SnapshotFile::Open(SnapshotPath(folder.path(), 0, 0), std::size_t{1} << 50);
   EXPECT_FALSE(file.ok());
   EXPECT_FALSE(std::filesystem::exists(SnapshotPath(folder.path(), 0, 0)));
+}
+
+TEST(SnapshotReaderTest, NoticesThatItsFileIsWrittenOver) {
+  const TempFolder folder;
+  Write(folder.path(), 0, 10, 1, Bytes(100, 0));
+  const std::string path = SnapshotPath(folder.path(), 3, 0);
+  absl::StatusOr<SnapshotReader> reader = SnapshotReader::Open(path);
+  ASSERT_TRUE(reader.ok()) << reader.status();
+  EXPECT_EQ(reader->head().step, 10);
+  EXPECT_EQ(reader->bytes(), 100u);
+  std::string read(60, '\0');
+  EXPECT_EQ(reader->Read(40, read), absl::OkStatus());
+  EXPECT_EQ(std::memcmp(read.data(), Bytes(60, 40).data(), 60), 0);
+  EXPECT_EQ(reader->Read(41, read).code(), absl::StatusCode::kAborted) << "beyond the end";
+  EXPECT_EQ(reader->CheckUnchanged(), absl::OkStatus());
+  absl::StatusOr<SnapshotFile> file = SnapshotFile::Open(path, 100);
+  ASSERT_TRUE(file.ok());
+  file->Begin();
+  EXPECT_EQ(reader->CheckUnchanged().code(), absl::StatusCode::kAborted);
+  file->Finish({.run_id = "run", .generation = 1, .rank = 3, .step = 20});
+  EXPECT_EQ(reader->CheckUnchanged().code(), absl::StatusCode::kAborted);
+}
+
+// Whoever has the old one open must not lose the memory under its hands.
+TEST(SnapshotFileTest, AFileOfAnotherSizeTakesTheOldOnesPlace) {
+  const TempFolder folder;
+  Write(folder.path(), 0, 10, 1, Bytes(100, 0));
+  const std::string path = SnapshotPath(folder.path(), 3, 0);
+  absl::StatusOr<SnapshotReader> reader = SnapshotReader::Open(path);
+  ASSERT_TRUE(reader.ok());
+  Write(folder.path(), 0, 20, 2, Bytes(50, 0));
+  std::string read(100, '\0');
+  EXPECT_EQ(reader->Read(0, read), absl::OkStatus());
+  EXPECT_EQ(reader->CheckUnchanged(), absl::OkStatus());
+  EXPECT_EQ(ReadSnapshotHead(path)->step, 20);
+}
+
+TEST(SnapshotFileTest, ACopyCountsWithItsDigestAlone) {
+  const TempFolder folder;
+  const std::string path = SnapshotPath(folder.path(), 3, 0);
+  absl::StatusOr<SnapshotFile> file = SnapshotFile::Open(path, 4);
+  ASSERT_TRUE(file.ok());
+  const SnapshotHead head = {.run_id = "run", .generation = 1, .rank = 3, .step = 10};
+  file->Begin();
+  EXPECT_EQ(file->FinishCopy(head, std::string(32, '0')).code(), absl::StatusCode::kDataLoss);
+  EXPECT_FALSE(ReadSnapshotHead(path).ok());
+  file->Finish(head);
+  const std::string digest = SnapshotReader::Open(path)->digest();
+  file->Begin();
+  EXPECT_EQ(file->FinishCopy(head, digest), absl::OkStatus());
+  EXPECT_EQ(ReadSnapshotHead(path)->step, 10);
+}
+
+// A generation writes over what is not of its lineage first, then over the older one.
+TEST(SnapshotFileTest, TheTurnIsThatOfTheLessWorthyFile) {
+  const TempFolder folder;
+  const SnapshotHead next = {.run_id = "run", .generation = 2, .rank = 3, .step = 40};
+  EXPECT_EQ(NextSnapshot(folder.path(), next, 20).loses_step, -1);
+  Write(folder.path(), 0, 10, 1, Bytes(100, 0));
+  Write(folder.path(), 1, 20, 1, Bytes(100, 0));
+  EXPECT_EQ(NextSnapshot(folder.path(), next, 20).which, 0);
+  EXPECT_EQ(NextSnapshot(folder.path(), next, 20).loses_step, 10);
+  EXPECT_EQ(NextSnapshot(folder.path(), next, 10).which, 1) << "step 20 lies behind its start";
+  Write(folder.path(), 1, 20, 2, Bytes(100, 0));
+  EXPECT_EQ(NextSnapshot(folder.path(), next, 10).which, 0) << "it is its own";
 }
 
 }  // namespace

@@ -25,7 +25,9 @@
 #include "worker/agent/record_writer.h"
 #include "worker/agent/self_test.h"
 #include "worker/agent/session_client.h"
+#include "worker/agent/snapshot_copier.h"
 #include "worker/agent/snapshot_folder.h"
+#include "worker/agent/snapshot_server.h"
 #include "worker/agent/socket_folder.h"
 #include "worker/agent/worker_server.h"
 #include "worker/telemetry/agent_metrics.h"
@@ -95,6 +97,7 @@ struct Agent::Impl {
         socket(std::move(folder)),
         core(options.name, options.slots, incarnation_ms, options.snapshot_root,
              FindSnapshots(options.snapshot_root, options.run_id, options.name)),
+        removal(options.snapshot_root, options.name),
         records(kRecordsMax,
                 [mails = mailbox](std::uint64_t number, absl::Status status) {
                   if (!status.ok()) {
@@ -106,6 +109,7 @@ struct Agent::Impl {
         adoptions(static_cast<std::size_t>(options.slots)) {}
 
   absl::Status Start();
+  absl::Status StartSnapshots();
   void Connect();
   bool OnWorkerMessage(int slot, std::uint64_t session, v1::WorkerMessage message);
   void Take(Mail mail);
@@ -132,7 +136,15 @@ struct Agent::Impl {
   void Do(const TellWorker& action) { server->Send(action.slot, action.command); }
   void Do(const KillWorker& action);
   void Do(const AppendRecord& action);
-  void Do(const RemoveSnapshots& action);
+  void Do(const CopySnapshots& action) {
+    if (copier != nullptr) copier->Copy(action);
+  }
+  void Do(const FetchSnapshots& action);
+  void Do(const StopCopying& action) {
+    if (copier != nullptr) copier->Stop(action.key);
+  }
+  void Do(const RemoveSnapshots& action) { removal.Remove(action.run_id); }
+  void Do(const RemoveSnapshotFiles& action) { removal.Remove(action.run_id, action.files); }
   void Do(const EndAgent& action) { end = action; }
   std::unique_ptr<Process>& ProcessIn(int slot) {
     return processes[static_cast<std::size_t>(slot)];
@@ -146,6 +158,9 @@ struct Agent::Impl {
   std::mutex core_mutex;  // between the loop and a scrape; Handle neither waits nor does I/O
   AgentCore core;
   std::atomic<std::int64_t> reconnect_max_ms{1000};
+  SnapshotRemoval removal;
+  std::unique_ptr<SnapshotServer> snapshots;  // null: others read none here, and
+  std::unique_ptr<SnapshotCopier> copier;     // none are read from others
   std::unique_ptr<WorkerServer> server;
   std::unique_ptr<HttpServer> http;
   std::unique_ptr<CoordinatorLink> link;
@@ -158,7 +173,6 @@ struct Agent::Impl {
   std::optional<SteadyTime> job_ended_at;
   std::deque<AgentEvent> follow_ups;  // what actions led to at once
   std::optional<EndAgent> end;
-  std::vector<std::jthread> removals;  // of snapshots: gigabytes of memory take their time
 };
 
 absl::Status Agent::Impl::Start() {
@@ -177,11 +191,29 @@ absl::Status Agent::Impl::Start() {
                                [this](int slot, std::uint64_t session) {
                                  mailbox->Push({WorkerSessionClosed{slot, session}, nullptr});
                                }}));
+  RETURN_IF_ERROR(StartSnapshots());
   ASSIGN_OR_RETURN(http, HttpServer::Start(options.metrics_listen,
                                            {{"/metrics", [this] {
                                                return MetricsResponse(AgentMetricFamilies(
                                                    View(), HostName(), options.version));
                                              }}}));
+  return absl::OkStatus();
+}
+
+// Without the secret that keeps others out none are served.
+absl::Status Agent::Impl::StartSnapshots() {
+  if (options.snapshot_root.empty() || options.token_file.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(snapshots, SnapshotServer::Start({.listen = options.snapshot_listen,
+                                                     .token_file = options.token_file,
+                                                     .root = options.snapshot_root,
+                                                     .node = options.name}));
+  const auto push = [this](auto event) { mailbox->Push({std::move(event), nullptr}); };
+  copier = std::make_unique<SnapshotCopier>(SnapshotCopierOptions{.token_file = options.token_file,
+                                                                  .root = options.snapshot_root,
+                                                                  .node = options.name,
+                                                                  .on_lost = push,
+                                                                  .on_copied = push,
+                                                                  .on_fetched = push});
   return absl::OkStatus();
 }
 
@@ -197,6 +229,7 @@ void Agent::Impl::Connect() {
   node.set_metrics_address(http->address());
   node.set_protocol_version(kWorkerProtocolVersion);
   node.set_run_id(options.run_id);
+  if (snapshots != nullptr) node.set_snapshot_address(snapshots->address());
   for (v1::GenerationGone& left : core.LeftBehind()) *node.add_left_behind() = std::move(left);
   link = std::make_unique<CoordinatorLink>(CoordinatorLinkOptions{
       .address = options.coordinator,
@@ -248,6 +281,7 @@ bool Agent::Impl::Prepare(AgentEvent& event) {
     if (said->message.has_failed() && process != nullptr) {
       said->stderr_tail = process->stderr_tail();
     }
+    if (said->message.has_snapshot() && snapshots != nullptr) snapshots->OnTaken();
   } else if (auto* exited = std::get_if<WorkerExited>(&event)) {
     std::unique_ptr<Process>& process = ProcessIn(exited->slot);
     exited->stderr_tail = process->stderr_tail();
@@ -425,10 +459,13 @@ void Agent::Impl::Do(const AppendRecord& action) {
   follow_ups.push_back(RecordWritten{0, std::move(status)});
 }
 
-void Agent::Impl::Do(const RemoveSnapshots& action) {
-  removals.emplace_back([root = options.snapshot_root, run = action.run_id, node = options.name] {
-    RemoveSnapshotFolder(root, run, node);
-  });
+void Agent::Impl::Do(const FetchSnapshots& action) {
+  if (copier != nullptr) return copier->Fetch(action);
+  for (const v1::SnapshotSource& source : action.sources) {
+    follow_ups.push_back(SnapshotFetched{
+        action.key, source,
+        absl::FailedPreconditionError("this agent was given no --token-file to read it with"), 0});
+  }
 }
 
 // An agent that is not released when its MPI job has ended has lost its coordinator for good.
@@ -451,6 +488,8 @@ void Agent::Impl::Stop() {
     if (adoption.hello.has_value()) adoption.hello->accepted->set_value(false);
   }
   link.reset();
+  copier.reset();
+  snapshots.reset();
   server.reset();
   http.reset();
   processes.clear();

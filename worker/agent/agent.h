@@ -34,7 +34,8 @@ struct AgentOptions {
   // Snapshots are kept in a folder of it for each run and node, in memory that outlives this
   // process; empty: none are taken.
   std::string snapshot_root;
-  std::string worker;    // the worker program
+  std::string snapshot_listen = "127.0.0.1:0";  // where other agents read them; needs token_file
+  std::string worker;                           // the worker program
   pid_t adopt_from = 0;  // adopt the workers of the MPI job that this process, of this node, is in
   std::string version;   // of this release
 };

@@ -48,6 +48,7 @@ std::vector<AgentAction> AgentCore::Handle(const AgentEvent& event, Now now) {
   actions_.clear();
   std::visit([this](const auto& specific) { On(specific); }, event);
   StartWaiting();
+  ExpireSnapshots();
   TellHeld();
   EndIfIdle();
   return std::move(actions_);
@@ -56,6 +57,7 @@ std::vector<AgentAction> AgentCore::Handle(const AgentEvent& event, Now now) {
 SteadyTime AgentCore::NextDeadline() const {
   SteadyTime next = registered_ ? heartbeat_at_ : SteadyTime::max();
   if (!held_.empty()) next = std::min(next, held_.front().until);
+  if (snapshots_until_.has_value()) next = std::min(next, *snapshots_until_);
   for (const auto& worker : slots_) {
     if (!worker.has_value()) continue;
     if (worker->settle_at.has_value()) next = std::min(next, *worker->settle_at);
@@ -156,7 +158,7 @@ void AgentCore::OnStart(const v1::StartGeneration& start) {
   }
   for (const Key& other : older) BeginEnd(other, "a newer generation of the run has begun");
   outbox_.OnStarted(start.key());
-  snapshots_.OnStart(start);
+  if (snapshots_.OnStart(start)) Do(RemoveSnapshots{key.first});
 
   Generation generation;
   generation.start = start;
@@ -167,6 +169,8 @@ void AgentCore::OnStart(const v1::StartGeneration& start) {
     for (const v1::RankAssignment& assignment : start.assignments()) {
       TellFailed(key, assignment.rank(), valid);
     }
+  } else {
+    BeginFetching(generation);
   }
   generations_.emplace(key, std::move(generation));
 }
@@ -232,6 +236,7 @@ void AgentCore::OnEnd(const v1::EndGeneration& end) {
         EndIdle(static_cast<int>(slot));
       }
     }
+    OnForget(end.key());
   }
   if (!generations_.contains(key)) return TellGone(end.key());
   BeginEnd(key, end.reason());
@@ -295,7 +300,8 @@ bool AgentCore::MakeRoom(const Generation& generation) {
 
 void AgentCore::StartWaiting() {
   for (auto& [key, generation] : generations_) {
-    if (generation.phase == Phase::kWaiting && MakeRoom(generation)) Begin(key, generation);
+    if (generation.phase != Phase::kWaiting || !generation.fetching.empty()) continue;
+    if (MakeRoom(generation)) Begin(key, generation);
   }
 }
 
@@ -325,6 +331,7 @@ void AgentCore::Begin(const Key& key, Generation& generation) {
     ++counters_.worker_starts;
     Do(spawn);
   }
+  CopyBuddies(generation);
   RemoveUnusedSnapshots();
 }
 
@@ -346,6 +353,7 @@ void AgentCore::BeginEnd(const Key& key, const std::string& reason) {
   Generation& generation = generations_.at(key);
   if (generation.phase == Phase::kEnding) return;
   generation.phase = Phase::kEnding;
+  Do(StopCopying{generation.start.key()});
   for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
     std::optional<Worker>& worker = slots_[slot];
     if (!worker.has_value() || worker->key != key || worker->exit.has_value()) continue;
@@ -404,19 +412,6 @@ void AgentCore::EndIfIdle() {
   // They are the next agent's, where there is one.
   if (!replaced_) RemoveUnusedSnapshots();
   Do(*ending_);
-}
-
-void AgentCore::RemoveUnusedSnapshots() {
-  for (const std::string& run_id : snapshots_.Runs()) {
-    const bool trains = std::any_of(generations_.begin(), generations_.end(),
-                                    [&](const auto& entry) { return entry.first.first == run_id; });
-    const bool waits = std::any_of(slots_.begin(), slots_.end(), [&](const auto& worker) {
-      return worker.has_value() && worker->key.first == run_id;
-    });
-    if (trains || waits) continue;
-    snapshots_.Forget(run_id);
-    Do(RemoveSnapshots{run_id});
-  }
 }
 
 void AgentCore::On(const ShutdownAsked& event) {

@@ -2,7 +2,7 @@
 // the shell (agent.cc) to carry out in order. It reads no clock, no socket and no file.
 //
 // A generation's life on this node:
-//   waiting   its slots still hold workers of another generation
+//   waiting   its slots still hold workers of another generation, or its ranks' state is on its way
 //   running   its workers train; each slot goes  spawned -> connected -> (finished) -> ended
 //   ending    the coordinator ended it: workers are told to leave it, killed when they do not
 // and it is forgotten (GenerationGone) when the last of its workers has left it or ended. One that
@@ -19,6 +19,7 @@
 #include <deque>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <variant>
@@ -33,6 +34,7 @@
 #include "paceline/v1/coordinator.pb.h"
 #include "worker/agent/outbox.h"
 #include "worker/agent/snapshot_ledger.h"
+#include "worker/agent/snapshot_tasks.h"
 #include "worker/telemetry/agent_view.h"
 
 namespace paceline {
@@ -83,7 +85,8 @@ struct ShutdownAsked {
 };
 using AgentEvent =
     std::variant<CoordinatorSaid, CoordinatorLost, WorkerSaid, WorkerSessionClosed, WorkerExited,
-                 WorkerNotSpawned, RecordWritten, SelfTested, Timer, ShutdownAsked>;
+                 WorkerNotSpawned, RecordWritten, SelfTested, SnapshotLost, SnapshotCopied,
+                 SnapshotFetched, Timer, ShutdownAsked>;
 
 // --- actions ---
 struct TellCoordinator {
@@ -130,13 +133,19 @@ struct AppendRecord {
 struct RemoveSnapshots {
   std::string run_id;
 };
+// Some of them.
+struct RemoveSnapshotFiles {
+  std::string run_id;
+  std::vector<SnapshotFiles> files;
+};
 struct EndAgent {
   ExitCode code = ExitCode::kDone;
   std::string reason;
 };
 using AgentAction =
     std::variant<TellCoordinator, DropCoordinator, SpawnWorker, SwitchLog, BeginSelfTest,
-                 TellWorker, KillWorker, AppendRecord, RemoveSnapshots, EndAgent>;
+                 TellWorker, KillWorker, AppendRecord, CopySnapshots, FetchSnapshots, StopCopying,
+                 RemoveSnapshots, RemoveSnapshotFiles, EndAgent>;
 
 class AgentCore {
  public:
@@ -169,6 +178,8 @@ class AgentCore {
     std::map<std::int32_t, RankView> ranks;
     std::optional<v1::Peers> peers;
     std::optional<v1::StopGeneration> stop;
+    std::set<std::int32_t> fetching;  // ranks whose state is on its way, or will not come
+    bool forgotten = false;           // nobody wants what its workers hold
   };
 
   struct Worker {
@@ -201,6 +212,9 @@ class AgentCore {
   void On(const WorkerNotSpawned& event);
   void On(const RecordWritten& event);
   void On(const SelfTested& event);
+  void On(const SnapshotLost& event);
+  void On(const SnapshotCopied& event);
+  void On(const SnapshotFetched& event);
   void On(const Timer& event);
   void On(const ShutdownAsked& event);
 
@@ -223,8 +237,18 @@ class AgentCore {
   void BecomeIdle(int slot);
   void EndIdle(int slot);
   void Relay(Worker& worker, const v1::WorkerMessage& said);
+  // --- agent_core_snapshots.cc ---
   // Those of runs that have neither a generation nor a worker here.
   void RemoveUnusedSnapshots();
+  // Likewise, once there has been none for long.
+  void ExpireSnapshots();
+  void OnForget(const v1::GenerationKey& key);
+  // What its ranks are to begin from and does not lie here is fetched before their workers start.
+  void BeginFetching(Generation& generation);
+  void CopyBuddies(const Generation& generation);
+  // Where the rank finds its state.
+  void TellSource(const v1::StartGeneration& start, v1::RankStart& rank_start) const;
+  bool IsIdle() const;  // it has neither a generation nor a worker
 
   absl::Status CheckStart(const v1::StartGeneration& start) const;
   void StartWaiting();
@@ -288,6 +312,7 @@ class AgentCore {
 
   std::map<Key, Generation> generations_;
   SnapshotLedger snapshots_;
+  std::optional<SteadyTime> snapshots_until_;   // they expire
   std::map<std::string, std::uint64_t> ended_;  // the newest ended generation of a run
   std::vector<std::optional<Worker>> slots_;
   std::optional<EndAgent> ending_;

@@ -70,7 +70,10 @@ void AgentCore::On(const WorkerSaid& event) {
   }
   if (event.message.has_left()) return OnLeft(event.slot, event.message.left());
   if (event.message.has_snapshot()) {  // the one under way becomes whole after the end as well
-    return snapshots_.OnTaken(*key, worker->rank, event.message.snapshot().step());
+    std::vector<SnapshotFiles> stale =
+        snapshots_.OnTaken(*key, worker->rank, event.message.snapshot().step());
+    if (!stale.empty()) Do(RemoveSnapshotFiles{key->run_id(), std::move(stale)});
+    return;
   }
   Generation* generation = FindRunning(generations_.at(worker->key).start.key());
   if (generation == nullptr) {
@@ -155,6 +158,7 @@ void AgentCore::TellStart(int slot, const Generation& generation) {
         SnapshotFolder(snapshot_root_, start.key().run_id(), node_name_));
   }
   rank_start.set_live(start.live());
+  TellSource(start, rank_start);
   *rank_start.mutable_transfers() = start.transfers();
   Do(TellWorker{slot, std::move(command)});
   if (generation.peers.has_value()) {
@@ -248,7 +252,9 @@ void AgentCore::BecomeIdle(int slot) {
   worker.kill_at.reset();
   worker.settle_at.reset();
   worker.idle_until = now_.steady + kIdleMax;
-  if (ending_.has_value()) EndIdle(slot);
+  const auto generation = generations_.find(worker.key);
+  const bool wanted = generation == generations_.end() || !generation->second.forgotten;
+  if (ending_.has_value() || !wanted) EndIdle(slot);
 }
 
 void AgentCore::EndIdle(int slot) {
@@ -324,8 +330,6 @@ void AgentCore::SettleIfEnded(int slot) {
 }
 
 void AgentCore::TellFailure(Worker& worker) {
-  // It may have been the state that it was to begin from.
-  if (!worker.ready) snapshots_.Distrust(generations_.at(worker.key).start.key(), worker.rank);
   v1::RankFailed failed = worker.failure.value_or(v1::RankFailed());
   if (!worker.failure.has_value()) {
     *failed.mutable_key() = generations_.at(worker.key).start.key();

@@ -39,6 +39,11 @@ std::string SnapshotFolder(const std::string& root, const std::string& run_id,
   return root + "/" + run_id + "/" + node;
 }
 
+std::string SnapshotCopiesFolder(const std::string& root, const std::string& run_id,
+                                 const std::string& node) {
+  return SnapshotFolder(root, run_id, node) + "/copies";
+}
+
 std::vector<FoundSnapshot> FindSnapshots(const std::string& root, const std::string& run_id,
                                          const std::string& node) {
   std::vector<std::string> runs;
@@ -48,23 +53,83 @@ std::vector<FoundSnapshot> FindSnapshots(const std::string& root, const std::str
   } else {
     std::error_code ignored;
     for (const auto& entry : std::filesystem::directory_iterator(root, ignored)) {
-      runs.push_back(entry.path().filename());
+      const std::string name = entry.path().filename();
+      if (!name.starts_with('.')) runs.push_back(name);
     }
   }
   std::vector<FoundSnapshot> found;
-  for (const std::string& run : runs) {
-    for (const SnapshotHead& head : ListSnapshots(SnapshotFolder(root, run, node))) {
-      if (head.run_id == run) found.push_back({run, head.generation, head.rank, head.step});
+  const auto look = [&found](const std::string& run, const std::string& folder, bool copy) {
+    for (const SnapshotHead& head : ListSnapshots(folder)) {
+      if (head.run_id == run) found.push_back({run, head.generation, head.rank, head.step, copy});
     }
+  };
+  for (const std::string& run : runs) {
+    look(run, SnapshotFolder(root, run, node), /*copy=*/false);
+    look(run, SnapshotCopiesFolder(root, run, node), /*copy=*/true);
   }
   return found;
 }
 
-void RemoveSnapshotFolder(const std::string& root, const std::string& run_id,
-                          const std::string& node) {
+SnapshotRemoval::SnapshotRemoval(std::string root, std::string node)
+    : root_(std::move(root)), node_(std::move(node)), gone_(root_ + "/.gone/" + node_) {
+  if (!root_.empty()) thread_ = std::thread([this] { Run(); });
+}
+
+SnapshotRemoval::~SnapshotRemoval() {
+  {
+    const std::lock_guard lock(mutex_);
+    ending_ = true;
+    changed_.notify_all();
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+void SnapshotRemoval::Remove(const std::string& run_id) {
+  if (root_.empty()) return;
+  SetAside(SnapshotFolder(root_, run_id, node_));
+  ::rmdir((root_ + "/" + run_id).c_str());  // fails while another node has something there
+  Wake();
+}
+
+void SnapshotRemoval::Remove(const std::string& run_id, const std::vector<SnapshotFiles>& files) {
+  if (root_.empty()) return;
+  for (const SnapshotFiles& of_rank : files) {
+    const std::string folder = of_rank.copies ? SnapshotCopiesFolder(root_, run_id, node_)
+                                              : SnapshotFolder(root_, run_id, node_);
+    for (const int which : {0, 1}) SetAside(SnapshotPath(folder, of_rank.rank, which));
+  }
+  Wake();
+}
+
+// What is not there needs no removal. The name is no other process's: agents of several runs on one
+// machine may have one name.
+void SnapshotRemoval::SetAside(const std::string& path) {
   std::error_code ignored;
-  std::filesystem::remove_all(SnapshotFolder(root, run_id, node), ignored);
-  ::rmdir((root + "/" + run_id).c_str());  // fails while another node has something there
+  std::filesystem::create_directories(gone_, ignored);
+  const std::string name =
+      gone_ + "/" + std::to_string(::getpid()) + "-" + std::to_string(++renamed_);
+  std::filesystem::rename(path, name, ignored);
+}
+
+void SnapshotRemoval::Wake() {
+  const std::lock_guard lock(mutex_);
+  due_ = true;
+  changed_.notify_all();
+}
+
+void SnapshotRemoval::Run() {
+  std::unique_lock lock(mutex_);
+  while (true) {
+    changed_.wait(lock, [this] { return due_ || ending_; });
+    if (!due_) return;
+    due_ = false;
+    lock.unlock();
+    std::error_code ignored;
+    for (const auto& entry : std::filesystem::directory_iterator(gone_, ignored)) {
+      std::filesystem::remove_all(entry.path(), ignored);
+    }
+    lock.lock();
+  }
 }
 
 }  // namespace paceline

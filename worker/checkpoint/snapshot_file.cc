@@ -60,6 +60,26 @@ std::string DigestOfHead(const FileHead& head) {
   return digest.Hex();
 }
 
+// kDataLoss: it is none that is whole and of this version, in a file of `file_bytes`.
+absl::Status CheckHead(const FileHead& head, std::size_t file_bytes, const std::string& path) {
+  if (head.magic != kMagic || head.version != kVersion) {
+    return absl::DataLossError("snapshot " + path + ": is none of this version");
+  }
+  const std::string own(head.own.data(), head.own.size());
+  if (head.whole.load(std::memory_order_acquire) != 1 || own != DigestOfHead(head) ||
+      head.bytes != file_bytes - kHeadBytes) {
+    return absl::DataLossError("snapshot " + path + ": is not whole");
+  }
+  return absl::OkStatus();
+}
+
+SnapshotHead Told(const FileHead& from) {
+  return {.run_id = std::string(from.run_id.data(), strnlen(from.run_id.data(), kRunIdBytes)),
+          .generation = from.generation,
+          .rank = from.rank,
+          .step = from.step};
+}
+
 // A file mapped to be read.
 class Mapped {
  public:
@@ -89,32 +109,35 @@ class Mapped {
     }
     close(file);
     if (mapped.memory_ == nullptr) return absl::DataLossError("snapshot " + path + ": is cut off");
-    const FileHead& head = mapped.head();
-    if (head.magic != kMagic || head.version != kVersion) {
-      return absl::DataLossError("snapshot " + path + ": is none of this version");
-    }
-    const std::string own(head.own.data(), head.own.size());
-    if (head.whole.load(std::memory_order_acquire) != 1 || own != DigestOfHead(head) ||
-        head.bytes != mapped.bytes_ - kHeadBytes) {
-      return absl::DataLossError("snapshot " + path + ": is not whole");
-    }
+    RETURN_IF_ERROR(CheckHead(mapped.head(), mapped.bytes_, path));
     return mapped;
   }
 
   const FileHead& head() const { return *static_cast<const FileHead*>(memory_); }
   const std::byte* state() const { return static_cast<const std::byte*>(memory_) + kHeadBytes; }
-
-  SnapshotHead told() const {
-    const FileHead& from = head();
-    return {.run_id = std::string(from.run_id.data(), strnlen(from.run_id.data(), kRunIdBytes)),
-            .generation = from.generation,
-            .rank = from.rank,
-            .step = from.step};
-  }
+  SnapshotHead told() const { return Told(head()); }
 
  private:
   void* memory_ = nullptr;
   std::size_t bytes_ = 0;
+};
+
+// False: the file has not so many bytes.
+bool ReadAt(int file, std::size_t at, char* to, std::size_t bytes) {
+  while (bytes > 0) {
+    const ssize_t got = pread(file, to, bytes, static_cast<off_t>(at));
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return false;
+    at += static_cast<std::size_t>(got);
+    to += got;
+    bytes -= static_cast<std::size_t>(got);
+  }
+  return true;
+}
+
+struct HeadBytes {
+  alignas(FileHead) std::array<char, sizeof(FileHead)> bytes;
+  const FileHead& head() const { return *reinterpret_cast<const FileHead*>(bytes.data()); }
 };
 
 }  // namespace
@@ -141,8 +164,13 @@ absl::StatusOr<SnapshotFile> SnapshotFile::Open(const std::string& path, std::si
   struct stat status = {};
   int error = fstat(file, &status) == 0 ? 0 : errno;
   if (error == 0 && status.st_size != static_cast<off_t>(bytes)) {
-    // Of another layout: nothing of it is of use.
-    error = ftruncate(file, 0) == 0 ? 0 : errno;
+    // New, or of another layout, of which nothing is of use: a new file takes its place, since
+    // somebody may have the old one mapped.
+    if (status.st_size != 0) {
+      close(file);
+      if (unlink(path.c_str()) != 0 && errno != ENOENT) return ErrnoStatus(errno, context);
+      return Open(path, state_bytes);
+    }
   }
   // Reserved whole, or a store into it could end the process (SIGBUS).
   if (error == 0) error = posix_fallocate(file, 0, static_cast<off_t>(bytes));
@@ -164,7 +192,22 @@ void SnapshotFile::Begin() {
   static_cast<FileHead*>(memory_)->whole.store(0, std::memory_order_release);
 }
 
-void SnapshotFile::Finish(const SnapshotHead& told) {
+void SnapshotFile::Finish(const SnapshotHead& head) {
+  WriteHead(head, DigestOf(bytes_.data(), bytes_.size()));
+}
+
+absl::Status SnapshotFile::FinishCopy(const SnapshotHead& head, const std::string& digest) {
+  const std::string own = DigestOf(bytes_.data(), bytes_.size());
+  if (own != digest) {
+    return absl::DataLossError(absl::StrCat("the copy of rank ", head.rank, "'s snapshot of step ",
+                                            head.step, " has digest ", own, ", its head says ",
+                                            digest));
+  }
+  WriteHead(head, own);
+  return absl::OkStatus();
+}
+
+void SnapshotFile::WriteHead(const SnapshotHead& told, const std::string& digest) {
   FileHead& head = *static_cast<FileHead*>(memory_);
   head.magic = kMagic;
   head.version = kVersion;
@@ -173,16 +216,80 @@ void SnapshotFile::Finish(const SnapshotHead& told) {
   head.step = told.step;
   head.rank = told.rank;
   head.padding = 0;
-  DigestOf(bytes_.data(), bytes_.size()).copy(head.digest.data(), kDigestBytes);
+  digest.copy(head.digest.data(), kDigestBytes);
   head.run_id.fill('\0');
   told.run_id.copy(head.run_id.data(), kRunIdBytes - 1);
   DigestOfHead(head).copy(head.own.data(), kDigestBytes);
   head.whole.store(1, std::memory_order_release);
 }
 
+SnapshotTurn NextSnapshot(const std::string& folder, const SnapshotHead& next,
+                          std::int64_t base_step) {
+  const auto worth = [&](int which) {
+    const absl::StatusOr<SnapshotHead> head =
+        ReadSnapshotHead(SnapshotPath(folder, next.rank, which));
+    const bool counts = head.ok() && head->run_id == next.run_id &&
+                        (head->step <= base_step || head->generation == next.generation);
+    return counts ? head->step : -1;
+  };
+  const std::int64_t first = worth(0);
+  const std::int64_t second = worth(1);
+  return second < first ? SnapshotTurn{1, second} : SnapshotTurn{0, first};
+}
+
+SnapshotReader& SnapshotReader::operator=(SnapshotReader&& other) noexcept {
+  std::swap(file_, other.file_);
+  std::swap(path_, other.path_);
+  std::swap(head_, other.head_);
+  std::swap(bytes_, other.bytes_);
+  std::swap(digest_, other.digest_);
+  return *this;
+}
+
+SnapshotReader::~SnapshotReader() {
+  if (file_ != -1) close(file_);
+}
+
+absl::StatusOr<SnapshotReader> SnapshotReader::Open(const std::string& path) {
+  SnapshotReader reader;
+  reader.path_ = path;
+  reader.file_ = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (reader.file_ == -1) return ErrnoStatus(errno, "snapshot " + path);
+  struct stat status = {};
+  HeadBytes read;
+  if (fstat(reader.file_, &status) != 0 || status.st_size < static_cast<off_t>(kHeadBytes) ||
+      !ReadAt(reader.file_, 0, read.bytes.data(), read.bytes.size())) {
+    return absl::DataLossError("snapshot " + path + ": is cut off");
+  }
+  const FileHead& head = read.head();
+  RETURN_IF_ERROR(CheckHead(head, static_cast<std::size_t>(status.st_size), path));
+  reader.head_ = Told(head);
+  reader.bytes_ = head.bytes;
+  reader.digest_.assign(head.digest.data(), kDigestBytes);
+  return reader;
+}
+
+absl::Status SnapshotReader::Read(std::size_t at, std::span<char> to) const {
+  if (at + to.size() <= bytes_ && ReadAt(file_, kHeadBytes + at, to.data(), to.size())) {
+    return absl::OkStatus();
+  }
+  return absl::AbortedError("snapshot " + path_ + ": was cut off while it was read");
+}
+
+absl::Status SnapshotReader::CheckUnchanged() const {
+  HeadBytes now;
+  if (ReadAt(file_, 0, now.bytes.data(), now.bytes.size()) &&
+      CheckHead(now.head(), kHeadBytes + bytes_, path_).ok() && now.head().step == head_.step &&
+      now.head().generation == head_.generation &&
+      std::string(now.head().digest.data(), kDigestBytes) == digest_) {
+    return absl::OkStatus();
+  }
+  return absl::AbortedError("snapshot " + path_ + ": was written over while it was read");
+}
+
 absl::StatusOr<SnapshotHead> ReadSnapshotHead(const std::string& path) {
-  ASSIGN_OR_RETURN(const Mapped mapped, Mapped::Open(path));
-  return mapped.told();
+  ASSIGN_OR_RETURN(const SnapshotReader reader, SnapshotReader::Open(path));
+  return reader.head();
 }
 
 absl::Status ReadSnapshot(const std::string& folder, const std::string& run_id, std::int32_t rank,

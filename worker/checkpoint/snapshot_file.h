@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/status.h"
@@ -27,6 +28,15 @@ struct SnapshotHead {
 };
 
 std::string SnapshotPath(const std::string& folder, std::int32_t rank, int which);
+
+// Which of a rank's two files a generation that began at `base_step` writes next: the one that
+// holds nothing of its lineage, else the older one.
+struct SnapshotTurn {
+  int which = 0;
+  std::int64_t loses_step = -1;  // that this costs; -1: nothing of the lineage
+};
+SnapshotTurn NextSnapshot(const std::string& folder, const SnapshotHead& next,
+                          std::int64_t base_step);
 
 class SnapshotFile {
  public:
@@ -43,10 +53,44 @@ class SnapshotFile {
   void Begin();
   std::span<std::byte> bytes() const { return bytes_; }
   void Finish(const SnapshotHead& head);
+  // Of a copy. kDataLoss, and it holds nothing: what was written has not this digest.
+  absl::Status FinishCopy(const SnapshotHead& head, const std::string& digest);
 
  private:
+  void WriteHead(const SnapshotHead& head, const std::string& digest);
+
   void* memory_ = nullptr;      // the head, and then
   std::span<std::byte> bytes_;  // the state
+};
+
+// A snapshot that is read while its owner may write it over: never mapped, so that nobody can take
+// the memory away.
+class SnapshotReader {
+ public:
+  SnapshotReader(SnapshotReader&& other) noexcept { *this = std::move(other); }
+  SnapshotReader& operator=(SnapshotReader&& other) noexcept;
+  ~SnapshotReader();
+
+  // kNotFound: there is no such file. kDataLoss: it is not whole, or of another version.
+  static absl::StatusOr<SnapshotReader> Open(const std::string& path);
+
+  const SnapshotHead& head() const { return head_; }
+  std::size_t bytes() const { return bytes_; }  // of the state
+  const std::string& digest() const { return digest_; }
+  // The state's bytes from `at` on. kAborted: they are not there any more.
+  absl::Status Read(std::size_t at, std::span<char> to) const;
+  // kAborted: it was written over since it was opened. Where it was not, what was read is most
+  // likely what the digest is of; only the digest proves it.
+  absl::Status CheckUnchanged() const;
+
+ private:
+  SnapshotReader() = default;
+
+  int file_ = -1;
+  std::string path_;
+  SnapshotHead head_;
+  std::size_t bytes_ = 0;
+  std::string digest_;
 };
 
 // kNotFound: there is no such file. kDataLoss: it is not whole, or of another version.

@@ -174,6 +174,23 @@ std::vector<MetricFamily> AgentMetricFamilies(const AgentView& view, const std::
   add("paceline_agent_worker_reuses_total",
       "Workers that a generation took over from the one before.", MetricType::Counter,
       static_cast<double>(counters.worker_reuses));
+  add("paceline_agent_snapshot_copies_total", "Copies taken of other nodes' snapshots.",
+      MetricType::Counter, static_cast<double>(counters.snapshot_copies));
+  add("paceline_agent_snapshot_copy_bytes_total", "Bytes of state in them.", MetricType::Counter,
+      static_cast<double>(counters.snapshot_copy_bytes));
+  add("paceline_agent_snapshot_copy_failures_total", "Copies that failed and were tried again.",
+      MetricType::Counter, static_cast<double>(counters.snapshot_copy_failures));
+  if (counters.snapshot_copied_at_ms > 0) {
+    add("paceline_agent_last_snapshot_copy_timestamp_seconds", "Unix time of the last copy.",
+        MetricType::Gauge, static_cast<double>(counters.snapshot_copied_at_ms) * 1e-3);
+  }
+  add("paceline_agent_snapshot_fetches_total",
+      "Snapshots fetched from other nodes for ranks to begin from.", MetricType::Counter,
+      static_cast<double>(counters.snapshot_fetches));
+  add("paceline_agent_snapshot_fetch_bytes_total", "Bytes of state in them.", MetricType::Counter,
+      static_cast<double>(counters.snapshot_fetch_bytes));
+  add("paceline_agent_snapshot_fetch_failures_total", "Fetches that failed: the rank did as well.",
+      MetricType::Counter, static_cast<double>(counters.snapshot_fetch_failures));
   families.push_back(Family("paceline_agent_worker_exits_total",
                             "Workers that have ended: finished (the rank had no more to do), "
                             "ended (with their generation) or failed.",

@@ -32,6 +32,13 @@ struct AgentCounters {
   std::int64_t workers_ended = 0;     // because their generation had ended
   std::int64_t workers_failed = 0;    // otherwise
   std::int64_t record_errors = 0;     // lines that could not be written to a run's records
+  std::int64_t snapshot_copies = 0;   // of other nodes' snapshots
+  std::int64_t snapshot_copy_bytes = 0;
+  std::int64_t snapshot_copy_failures = 0;
+  std::int64_t snapshot_copied_at_ms = 0;  // the last one, Unix time; 0: none
+  std::int64_t snapshot_fetches = 0;       // of states that ranks here began from
+  std::int64_t snapshot_fetch_bytes = 0;
+  std::int64_t snapshot_fetch_failures = 0;
 };
 
 struct AgentView {

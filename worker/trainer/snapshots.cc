@@ -11,16 +11,6 @@
 #include "spdlog/spdlog.h"
 
 namespace paceline {
-namespace {
-
-// How much is lost if the file is written over: nothing where it is of no use any more.
-std::int64_t Worth(const std::string& path, const std::string& run_id, std::int64_t start_step) {
-  const absl::StatusOr<SnapshotHead> head = ReadSnapshotHead(path);
-  if (!head.ok() || head->run_id != run_id || head->step > start_step) return -1;
-  return head->step;
-}
-
-}  // namespace
 
 Snapshots::Snapshots(const std::string& folder, v1::GenerationKey key, std::int32_t rank,
                      std::int64_t start_step, std::vector<std::span<std::byte>> arrays,
@@ -36,11 +26,10 @@ Snapshots::Snapshots(const std::string& folder, v1::GenerationKey key, std::int3
   std::error_code ignored;  // what fails shows when the files are opened
   std::filesystem::create_directories(folder, ignored);
   std::filesystem::permissions(folder, std::filesystem::perms::owner_all, ignored);
-  std::array<std::int64_t, 2> worth = {};
+  next_ = static_cast<std::size_t>(NextSnapshot(folder, head_, start_step).which);
   for (int which = 0; which < 2; ++which) {
     const auto at = static_cast<std::size_t>(which);
     const std::string path = SnapshotPath(folder, rank, which);
-    worth[at] = Worth(path, key_.run_id(), start_step);
     absl::StatusOr<SnapshotFile> file = SnapshotFile::Open(path, bytes);
     if (!file.ok()) {
       files_ = {};
@@ -52,7 +41,6 @@ Snapshots::Snapshots(const std::string& folder, v1::GenerationKey key, std::int3
     }
     files_[at] = *std::move(file);
   }
-  next_ = worth[1] < worth[0] ? 1 : 0;
   on_ = true;
 }
 

@@ -128,8 +128,10 @@ absl::Status Trainer::TakeUp(std::optional<LiveState> held) {
   if (held.has_value() && held->step == step_) {
     RETURN_IF_ERROR(PutLiveState(*std::move(held), *model_, moments_, history_));
   } else {
+    const bool told = !start_.restore_folder().empty();
     const absl::Status read =
-        ReadSnapshot(start_.snapshot_folder(), start_.key().run_id(), start_.rank(), step_,
+        ReadSnapshot(told ? start_.restore_folder() : start_.snapshot_folder(),
+                     start_.key().run_id(), told ? start_.restore_rank() : start_.rank(), step_,
                      StateArrays(*model_, moments_, history_));
     if (!read.ok()) {
       return absl::UnknownError(absl::StrCat("rank ", start_.rank(),
