@@ -97,6 +97,8 @@ struct FailureSection {
   std::int64_t budget_ms = 5000;
   std::int64_t snapshot_interval_steps = 10;  // of the state in memory; 0: none
   std::int64_t max_restarts = 100;  // after failures of workers; a lost node's do not count
+  // Processes that a node keeps ready for ranks whose worker dies, at most one a rank of its own.
+  std::int64_t warm_workers = 1;
   // 0: derived from the budget (common/timeouts.h).
   std::int64_t startup_ms = 0;
   std::int64_t collective_ms = 0;

@@ -77,6 +77,7 @@ void AddPlacement(FieldList& fields, RunFile& run_file) {
   fields.Add("snapshot_interval_steps", &run_file.failure.snapshot_interval_steps,
              IntegerRule{0, kMaxSteps});
   fields.Add("max_restarts", &run_file.failure.max_restarts, IntegerRule{0, 1'000'000});
+  fields.Add("warm_workers", &run_file.failure.warm_workers, IntegerRule{0, 256});
   fields.Add("startup_ms", &run_file.failure.startup_ms, IntegerRule{0, kMaxLimitMs});
   fields.Add("collective_ms", &run_file.failure.collective_ms, IntegerRule{0, kMaxLimitMs});
   fields.Add("evaluation_ms", &run_file.failure.evaluation_ms, IntegerRule{0, kMaxLimitMs});

@@ -21,9 +21,9 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", PACELINE_VERSION);
   CLI::Option* const socket =
       app.add_option("--agent-socket", options.agent_socket, "Unix socket of the agent");
-  CLI::Option* const slot =
-      app.add_option("--slot", options.slot, "Slot of the node that this worker fills");
-  socket->needs(slot);
+  CLI::Option* const seat =
+      app.add_option("--seat", options.seat, "The agent's place for this process");
+  socket->needs(seat);
   CLI::Option* const as_rank = app.add_flag(
       "--mpi", mpi, "Run as a rank of an MPI job; a node's first rank starts its agent");
   as_rank->excludes(socket);

@@ -22,7 +22,7 @@ class AgentSessionTest : public ::testing::Test {
  protected:
   AgentSessionTest() {
     auto server = WorkerServer::Start({.socket_path = socket_,
-                                       .slots = 2,
+                                       .seats = 2,
                                        .on_message =
                                            [this](int, std::uint64_t, v1::WorkerMessage message) {
                                              const std::lock_guard lock(mutex_);
@@ -68,7 +68,7 @@ class AgentSessionTest : public ::testing::Test {
 TEST_F(AgentSessionTest, HelloComesFirstAndCommandsInOrder) {
   const auto session = Connect(1);
   ASSERT_TRUE(Await([&] { return said_.size() == 1; }));
-  EXPECT_EQ(said_[0].hello().slot(), 1);
+  EXPECT_EQ(said_[0].hello().seat(), 1);
   EXPECT_EQ(said_[0].hello().protocol_version(), kWorkerProtocolVersion);
   for (int rank = 0; rank < 100; ++rank) {
     v1::WorkerCommand command;

@@ -111,8 +111,16 @@ def processes_of(folder, program="paceline"):
     return pids
 
 
-def workers_of(folder):
-    return processes_of(folder, "paceline-worker")
+def workers_of(folder, log="rank-*.log"):
+    """Those that have had a rank: a worker that is kept warm writes into no rank's log."""
+    written = "".join(path.read_text(errors="replace")
+                      for path in folder.glob(f"runs/*/logs/{log}"))
+    return [pid for pid in processes_of(folder, "paceline-worker")
+            if f"paceline-worker[{pid}]" in written]
+
+
+def warm_workers_of(folder):
+    return sorted(set(processes_of(folder, "paceline-worker")) - set(workers_of(folder)))
 
 
 class Run:
@@ -369,6 +377,40 @@ class EndToEndTest(unittest.TestCase):
         self.assertEqual(summary["lost_steps"], len(run.steps()) - 400)
         self.assertRegex(run.process.stdout.read(), r"failure: rank \d.*signal 9")
 
+    def test_a_warm_worker_takes_a_dead_ones_slot(self):
+        steps = ("--set", "train.steps=1500", "--set", "train.eval_interval_steps=0")
+        whole = self.run_to_end(*steps, "--set", "failure.warm_workers=0")
+        self.assertEqual(list(whole.folder.glob("logs/warm-*")), [])
+        run = Run(self, *steps)
+
+        def ready(but=()):
+            """One on each node, other than `but`, that has loaded what a rank needs."""
+            pids = set(warm_workers_of(self.folder)) - set(but)
+            logs = "".join(path.read_text() for path in run.folder.glob("logs/warm-*.log"))
+            loaded = [pid for pid in pids if f"[{pid}] has loaded" in logs]
+            return sorted(loaded) if len(loaded) == 2 else None
+
+        # A dead one is replaced, and the run knows nothing of it.
+        first = wait_until(ready, "a warm worker on each node")
+        os.kill(first[0], signal.SIGKILL)
+        warm = wait_until(lambda: ready(but=first[:1]), "another one")
+        self.assertIsNone(run.process.poll(), run.log())
+        self.assertEqual({line["generation"] for line in run.steps()}, {1})
+
+        victim = workers_of(self.folder, "rank-00003.log")[0]
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: run.process.poll() is not None or
+                   run.steps()[-1]["generation"] == 2, "the next generation")
+        successor = wait_until(lambda: workers_of(self.folder, "rank-00003.log"), "its first words")
+        self.assertEqual(len(successor), 1, run.log())
+        self.assertIn(successor[0], warm, run.log())
+        wait_until(lambda: ready(but=successor), "one more behind it")
+        self.assertEqual(run.wait(), 0, run.log())
+        self.assert_nothing_left()
+        self.assertEqual(losses(run.folder / "steps.jsonl"), losses(whole.folder / "steps.jsonl"))
+        summary = json.loads((run.folder / "summary.json").read_text())
+        self.assertEqual((summary["generations"], summary["recoveries"]), (2, 1))
+
     def test_after_a_killed_agent_the_run_goes_on(self):
         steps = ("--set", "train.steps=400", "--set", "failure.budget_ms=1000")
         whole = self.run_to_end(*steps)
@@ -441,7 +483,9 @@ class EndToEndTest(unittest.TestCase):
         for step, program in ((55, "paceline-worker"), (155, "paceline-agent")):
             run.wait_for_step(step)
             generation = run.steps()[-1]["generation"]
-            os.kill(processes_of(self.folder, program)[0], signal.SIGKILL)
+            victims = (workers_of(self.folder) if program == "paceline-worker" else
+                       processes_of(self.folder, program))
+            os.kill(victims[0], signal.SIGKILL)
             wait_until(lambda: run.process.poll() is not None or
                        run.steps()[-1]["generation"] > generation, "the next generation")
             # The last snapshot may not have been whole yet.

@@ -40,10 +40,7 @@ class StallTest(unittest.TestCase):
         return run
 
     def worker_of(self, rank):
-        for pid in end_to_end.workers_of(self.folder):
-            if log_of(pid).name == f"rank-{rank:05d}.log":
-                return pid
-        raise AssertionError(f"no worker logs for rank {rank}")
+        return end_to_end.workers_of(self.folder, f"rank-{rank:05d}.log")[0]
 
     def expect_culprit(self, run, rank):
         """Stops the rank's worker; it is named in time, and killed."""

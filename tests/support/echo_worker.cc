@@ -107,8 +107,8 @@ class EchoWorker {
 
 int main(int argc, char** argv) {
   if (argc != 5 || std::strcmp(argv[1], "--agent-socket") != 0 ||
-      std::strcmp(argv[3], "--slot") != 0) {
-    std::fprintf(stderr, "usage: echo_worker --agent-socket PATH --slot N\n");
+      std::strcmp(argv[3], "--seat") != 0) {
+    std::fprintf(stderr, "usage: echo_worker --agent-socket PATH --seat N\n");
     return 2;
   }
   const auto session =

@@ -86,7 +86,7 @@ class AgentCoreTest : public ::testing::Test {
   std::vector<AgentAction> Hello(int slot) {
     sessions_[slot] = ++last_session_;
     v1::WorkerMessage message;
-    message.mutable_hello()->set_slot(slot);
+    message.mutable_hello()->set_seat(slot);
     message.mutable_hello()->set_protocol_version(kWorkerProtocolVersion);
     return Says(slot, message);
   }
@@ -146,7 +146,7 @@ class AgentCoreTest : public ::testing::Test {
   AgentCore core_;
   Now now_;
   std::uint64_t last_session_ = 0;
-  std::uint64_t sessions_[2] = {0, 0};
+  std::uint64_t sessions_[4] = {};  // by seat
 };
 
 }  // namespace paceline

@@ -35,7 +35,7 @@ TEST_F(AgentCoreTest, AWorkerThatSurvivesItsFailureIsToldOfAtOnceAndKept) {
   EXPECT_EQ(TellsOf(ended, v1::AgentMessage::kGone).size(), 1u);
   const auto spawned = Of<SpawnWorker>(Told(Start(2)));
   ASSERT_EQ(spawned.size(), 1u);
-  EXPECT_EQ(spawned[0].slot, 1);
+  EXPECT_EQ(spawned[0].seat, 1);
 }
 
 TEST_F(AgentCoreTest, AnIdleWorkerThatNobodyTakesUpIsEnded) {
@@ -63,7 +63,7 @@ TEST_F(AgentCoreTest, AnIdleWorkerTakesUpAnotherRankAndItsLog) {
   EXPECT_TRUE(Of<SpawnWorker>(actions).empty());
   const auto told = Of<TellWorker>(actions);
   ASSERT_EQ(told.size(), 2u);
-  EXPECT_EQ(told[0].slot, 0);
+  EXPECT_EQ(told[0].seat, 0);
   EXPECT_EQ(told[0].command.start().rank(), 1);
   const auto logs = Of<SwitchLog>(actions);
   ASSERT_EQ(logs.size(), 2u);

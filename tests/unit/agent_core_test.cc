@@ -15,7 +15,7 @@ TEST_F(AgentCoreTest, StartSpawnsOneWorkerASlotAndARepeatNone) {
   Register();
   const auto spawned = Of<SpawnWorker>(Told(Start(1)));
   ASSERT_EQ(spawned.size(), 2u);
-  EXPECT_EQ(spawned[1].slot, 1);
+  EXPECT_EQ(spawned[1].seat, 1);
   EXPECT_EQ(spawned[1].rank, 1);
   EXPECT_EQ(spawned[1].log_path, "/runs/run/logs/rank-00001.log");
   EXPECT_TRUE(Of<SpawnWorker>(Told(Start(1))).empty());
@@ -259,7 +259,7 @@ TEST_F(AgentCoreTest, EndTellsWorkersKillsTheStubbornAndThenAnswersGone) {
   EXPECT_TRUE(Of<KillWorker>(Advance(4999ms)).empty());
   const auto killed = Of<KillWorker>(Advance(1ms));
   ASSERT_EQ(killed.size(), 1u);
-  EXPECT_EQ(killed[0].slot, 1);
+  EXPECT_EQ(killed[0].seat, 1);
   const auto actions = Ends(1, {.signal = SIGKILL});
   EXPECT_EQ(TellsOf(actions, v1::AgentMessage::kGone).size(), 1u);
   EXPECT_TRUE(TellsOf(actions, v1::AgentMessage::kFailed).empty());

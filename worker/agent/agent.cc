@@ -54,6 +54,11 @@ std::string NameOf(const v1::GenerationKey& key) {
   return "run " + key.run_id() + " generation " + std::to_string(key.generation());
 }
 
+std::string NameOf(const v1::GenerationKey& key, std::optional<int> rank) {
+  if (!rank.has_value()) return "run " + key.run_id() + ", kept warm";
+  return NameOf(key) + " rank " + std::to_string(*rank);
+}
+
 absl::Status Check(const AgentOptions& options) {
   if (options.coordinator.empty() == options.coordinator_file.empty()) {
     return absl::InvalidArgumentError("give either --coordinator or --coordinator-file");
@@ -84,11 +89,11 @@ struct Agent::Impl {
     std::shared_ptr<std::promise<bool>> accepted;  // of a Hello
   };
   using Mails = Mailbox<Mail>;
-  // A slot whose worker is not started here: its plan and the worker, whichever came first.
+  // A seat whose worker is not started here: its plan and the worker, whichever came first.
   struct Adoption {
     std::optional<SpawnWorker> planned;
     std::optional<Mail> hello;
-    bool done = false;  // an MPI job has one worker for a slot
+    bool done = false;  // an MPI job has one worker for a seat
   };
 
   Impl(AgentOptions given, SocketFolder folder, std::uint64_t incarnation_ms)
@@ -105,18 +110,18 @@ struct Agent::Impl {
                   }
                   mails->Push({RecordWritten{number, std::move(status)}, nullptr});
                 }),
-        processes(static_cast<std::size_t>(options.slots)),
-        adoptions(static_cast<std::size_t>(options.slots)) {}
+        processes(static_cast<std::size_t>(AgentCore::SeatsFor(options.slots))),
+        adoptions(processes.size()) {}
 
   absl::Status Start();
   absl::Status StartSnapshots();
   void Connect();
-  bool OnWorkerMessage(int slot, std::uint64_t session, v1::WorkerMessage message);
+  bool OnWorkerMessage(int seat, std::uint64_t session, v1::WorkerMessage message);
   void Take(Mail mail);
   bool Prepare(AgentEvent& event);
   void Handle(const AgentEvent& event);
   void HandleFollowUps();
-  void AdoptIfReady(int slot);
+  void AdoptIfReady(int seat);
   void EndWithJob();
   bool adopts() const { return options.adopt_from != 0; }
   AgentView View();
@@ -127,13 +132,13 @@ struct Agent::Impl {
   void Do(const SpawnWorker& action);
   void Spawn(const SpawnWorker& action);
   void Do(const SwitchLog& action) {
-    ProcessIn(action.slot)->SwitchLog(action.log_path, LogHeader(action.key, action.rank));
+    ProcessIn(action.seat)->SwitchLog(action.log_path, LogHeader(action.key, action.rank));
   }
   void Do(const BeginSelfTest& action);
-  std::string LogHeader(const v1::GenerationKey& key, int rank) const {
-    return "--- " + NameOf(key) + " rank " + std::to_string(rank) + " on node " + options.name;
+  std::string LogHeader(const v1::GenerationKey& key, std::optional<int> rank) const {
+    return "--- " + NameOf(key, rank) + " on node " + options.name;
   }
-  void Do(const TellWorker& action) { server->Send(action.slot, action.command); }
+  void Do(const TellWorker& action) { server->Send(action.seat, action.command); }
   void Do(const KillWorker& action);
   void Do(const AppendRecord& action);
   void Do(const CopySnapshots& action) {
@@ -146,8 +151,8 @@ struct Agent::Impl {
   void Do(const RemoveSnapshots& action) { removal.Remove(action.run_id); }
   void Do(const RemoveSnapshotFiles& action) { removal.Remove(action.run_id, action.files); }
   void Do(const EndAgent& action) { end = action; }
-  std::unique_ptr<Process>& ProcessIn(int slot) {
-    return processes[static_cast<std::size_t>(slot)];
+  std::unique_ptr<Process>& ProcessIn(int seat) {
+    return processes[static_cast<std::size_t>(seat)];
   }
 
   const AgentOptions options;
@@ -167,8 +172,8 @@ struct Agent::Impl {
 
   // The loop's alone.
   RecordWriter records;
-  std::vector<std::unique_ptr<Process>> processes;  // by slot; from the launch to the end
-  std::vector<Adoption> adoptions;                  // by slot
+  std::vector<std::unique_ptr<Process>> processes;  // by seat; from the launch to the end
+  std::vector<Adoption> adoptions;                  // by seat
   std::unique_ptr<Process> job;                     // adopt_from; null: there is no MPI job
   std::optional<SteadyTime> job_ended_at;
   std::deque<AgentEvent> follow_ups;  // what actions led to at once
@@ -182,14 +187,14 @@ absl::Status Agent::Impl::Start() {
   ASSIGN_OR_RETURN(
       server,
       WorkerServer::Start({.socket_path = socket.socket_path(),
-                           .slots = options.slots,
+                           .seats = AgentCore::SeatsFor(options.slots),
                            .on_message =
-                               [this](int slot, std::uint64_t session, v1::WorkerMessage message) {
-                                 return OnWorkerMessage(slot, session, std::move(message));
+                               [this](int seat, std::uint64_t session, v1::WorkerMessage message) {
+                                 return OnWorkerMessage(seat, session, std::move(message));
                                },
                            .on_closed =
-                               [this](int slot, std::uint64_t session) {
-                                 mailbox->Push({WorkerSessionClosed{slot, session}, nullptr});
+                               [this](int seat, std::uint64_t session) {
+                                 mailbox->Push({WorkerSessionClosed{seat, session}, nullptr});
                                }}));
   RETURN_IF_ERROR(StartSnapshots());
   ASSIGN_OR_RETURN(http, HttpServer::Start(options.metrics_listen,
@@ -247,23 +252,23 @@ void Agent::Impl::Connect() {
       .reconnect_max = [this] { return std::chrono::milliseconds(reconnect_max_ms.load()); }});
 }
 
-// A worker's first message waits until the loop has compared its process with the slot's, so that
+// A worker's first message waits until the loop has compared its process with the seat's, so that
 // nothing is ever sent to a process that an earlier agent or generation left.
-bool Agent::Impl::OnWorkerMessage(int slot, std::uint64_t session, v1::WorkerMessage message) {
+bool Agent::Impl::OnWorkerMessage(int seat, std::uint64_t session, v1::WorkerMessage message) {
   const bool hello = message.has_hello();
   auto accepted = hello ? std::make_shared<std::promise<bool>>() : nullptr;
-  if (!mailbox->Push({WorkerSaid{slot, session, std::move(message), {}}, accepted})) return false;
+  if (!mailbox->Push({WorkerSaid{seat, session, std::move(message), {}}, accepted})) return false;
   return !hello || accepted->get_future().get();
 }
 
 void Agent::Impl::Take(Mail mail) {
   const auto* said = std::get_if<WorkerSaid>(&mail.event);
   if (adopts() && said != nullptr && said->message.has_hello()) {
-    const int slot = said->slot;
-    std::optional<Mail>& waiting = adoptions[static_cast<std::size_t>(slot)].hello;
+    const int seat = said->seat;
+    std::optional<Mail>& waiting = adoptions[static_cast<std::size_t>(seat)].hello;
     if (waiting.has_value()) waiting->accepted->set_value(false);
     waiting = std::move(mail);
-    AdoptIfReady(slot);
+    AdoptIfReady(seat);
     return HandleFollowUps();
   }
   const bool accepted = Prepare(mail.event);
@@ -274,7 +279,7 @@ void Agent::Impl::Take(Mail mail) {
 // Adds what only the loop knows. False: the event is refused.
 bool Agent::Impl::Prepare(AgentEvent& event) {
   if (auto* said = std::get_if<WorkerSaid>(&event)) {
-    const std::unique_ptr<Process>& process = ProcessIn(said->slot);
+    const std::unique_ptr<Process>& process = ProcessIn(said->seat);
     if (said->message.has_hello()) {
       return process != nullptr && process->pid() == said->message.hello().pid();
     }
@@ -283,13 +288,13 @@ bool Agent::Impl::Prepare(AgentEvent& event) {
     }
     if (said->message.has_snapshot() && snapshots != nullptr) snapshots->OnTaken();
   } else if (auto* exited = std::get_if<WorkerExited>(&event)) {
-    std::unique_ptr<Process>& process = ProcessIn(exited->slot);
+    std::unique_ptr<Process>& process = ProcessIn(exited->seat);
     exited->stderr_tail = process->stderr_tail();
     process.reset();
-    spdlog::info("the worker in slot {} ended with {}", exited->slot, ToString(exited->exit));
+    spdlog::info("the worker in seat {} ended with {}", exited->seat, ToString(exited->exit));
   } else if (const auto* failed = std::get_if<WorkerNotSpawned>(&event)) {
-    ProcessIn(failed->slot).reset();
-    spdlog::error("no worker started in slot {}: {}", failed->slot, failed->reason.ToString());
+    ProcessIn(failed->seat).reset();
+    spdlog::error("no worker started in seat {}: {}", failed->seat, failed->reason.ToString());
   } else if (const auto* lost = std::get_if<CoordinatorLost>(&event)) {
     spdlog::debug("no coordinator: {}", lost->reason.ToString());
   } else if (const auto* shutdown = std::get_if<ShutdownAsked>(&event)) {
@@ -352,85 +357,85 @@ void Agent::Impl::Do(const DropCoordinator& action) {
 
 void Agent::Impl::Do(const SpawnWorker& action) {
   if (!adopts()) return Spawn(action);
-  Adoption& adoption = adoptions[static_cast<std::size_t>(action.slot)];
+  Adoption& adoption = adoptions[static_cast<std::size_t>(action.seat)];
   if (adoption.done) {
     follow_ups.push_back(WorkerNotSpawned{
-        action.slot, absl::UnavailableError("its worker has ended, and another comes with the "
+        action.seat, absl::UnavailableError("its worker has ended, and another comes with the "
                                             "next MPI job alone")});
     return;
   }
   adoption.planned = action;
-  AdoptIfReady(action.slot);
+  AdoptIfReady(action.seat);
 }
 
-// Makes the worker that has come the one of its slot, once the plan has come too.
-void Agent::Impl::AdoptIfReady(int slot) {
-  Adoption& adoption = adoptions[static_cast<std::size_t>(slot)];
+// Makes the worker that has come the one of its seat, once the plan has come too.
+void Agent::Impl::AdoptIfReady(int seat) {
+  Adoption& adoption = adoptions[static_cast<std::size_t>(seat)];
   if (!adoption.planned.has_value() || !adoption.hello.has_value()) return;
   const SpawnWorker planned = *std::exchange(adoption.planned, std::nullopt);
   const Mail hello = *std::exchange(adoption.hello, std::nullopt);
   const pid_t pid = std::get<WorkerSaid>(hello.event).message.hello().pid();
   adoption.done = true;
   absl::StatusOr<std::unique_ptr<Process>> process =
-      Process::Adopt(pid, planned.log_path, [this, slot](const ProcessExit& exit) {
-        mailbox->Push({WorkerExited{slot, exit, {}}, nullptr});
+      Process::Adopt(pid, planned.log_path, [this, seat](const ProcessExit& exit) {
+        mailbox->Push({WorkerExited{seat, exit, {}}, nullptr});
       });
   if (process.ok()) {
-    spdlog::info("{} rank {}: adopted the worker in slot {}, pid {}", NameOf(planned.key),
-                 planned.rank, slot, pid);
-    ProcessIn(slot) = *std::move(process);
+    spdlog::info("{}: adopted the worker in seat {}, pid {}", NameOf(planned.key, planned.rank),
+                 seat, pid);
+    ProcessIn(seat) = *std::move(process);
     follow_ups.push_back(hello.event);
   } else {
-    follow_ups.push_back(WorkerNotSpawned{slot, process.status()});
+    follow_ups.push_back(WorkerNotSpawned{seat, process.status()});
   }
-  hello.accepted->set_value(ProcessIn(slot) != nullptr);
+  hello.accepted->set_value(ProcessIn(seat) != nullptr);
 }
 
 // The process's own thread opens the log and forks: the loop goes on, and hears how it went.
 void Agent::Impl::Spawn(const SpawnWorker& action) {
-  const int slot = action.slot;
-  const std::string what = NameOf(action.key) + " rank " + std::to_string(action.rank);
+  const int seat = action.seat;
+  const std::string what = NameOf(action.key, action.rank);
   absl::StatusOr<std::unique_ptr<Process>> process = Process::Launch(
-      {.argv = {options.worker, "--agent-socket", socket.socket_path(), "--slot",
-                std::to_string(slot)},
+      {.argv = {options.worker, "--agent-socket", socket.socket_path(), "--seat",
+                std::to_string(seat)},
        .log_path = action.log_path,
        .log_header = LogHeader(action.key, action.rank),
        .on_start =
-           [this, slot, what](const absl::StatusOr<pid_t>& pid) {
+           [this, seat, what](const absl::StatusOr<pid_t>& pid) {
              if (!pid.ok()) {
-               mailbox->Push({WorkerNotSpawned{slot, pid.status()}, nullptr});
+               mailbox->Push({WorkerNotSpawned{seat, pid.status()}, nullptr});
              } else {
-               spdlog::info("{}: started a worker in slot {}, pid {}", what, slot, *pid);
+               spdlog::info("{}: started a worker in seat {}, pid {}", what, seat, *pid);
              }
            },
        .on_exit =
-           [this, slot](const ProcessExit& exit) {
-             mailbox->Push({WorkerExited{slot, exit, {}}, nullptr});
+           [this, seat](const ProcessExit& exit) {
+             mailbox->Push({WorkerExited{seat, exit, {}}, nullptr});
            }});
   if (process.ok()) {
-    ProcessIn(slot) = *std::move(process);
+    ProcessIn(seat) = *std::move(process);
   } else {
     spdlog::error("{}: no worker started: {}", what, process.status().ToString());
-    follow_ups.push_back(WorkerNotSpawned{slot, process.status()});
+    follow_ups.push_back(WorkerNotSpawned{seat, process.status()});
   }
 }
 
 void Agent::Impl::Do(const KillWorker& action) {
-  std::unique_ptr<Process>& process = ProcessIn(action.slot);
+  std::unique_ptr<Process>& process = ProcessIn(action.seat);
   if (process == nullptr) {
-    if (adoptions[static_cast<std::size_t>(action.slot)].planned.has_value()) {
-      adoptions[static_cast<std::size_t>(action.slot)].planned.reset();
+    if (adoptions[static_cast<std::size_t>(action.seat)].planned.has_value()) {
+      adoptions[static_cast<std::size_t>(action.seat)].planned.reset();
       follow_ups.push_back(
-          WorkerNotSpawned{action.slot, absl::CancelledError("ended before it had come")});
+          WorkerNotSpawned{action.seat, absl::CancelledError("ended before it had come")});
     }
     return;
   }
-  spdlog::info("killing the worker in slot {}", action.slot);
+  spdlog::info("killing the worker in seat {}", action.seat);
   if (!process->Cancel()) return process->Kill();
   // It may be stuck in a log that does not open: nobody waits for that.
   process.reset();
   follow_ups.push_back(
-      WorkerNotSpawned{action.slot, absl::CancelledError("ended before it was started")});
+      WorkerNotSpawned{action.seat, absl::CancelledError("ended before it was started")});
 }
 
 // A disk may keep its thread for ever: it holds nothing but the mailbox, and nobody waits for it.

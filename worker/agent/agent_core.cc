@@ -12,12 +12,6 @@ constexpr int kRecordsPatience = 2;  // heartbeats
 constexpr int kStepsToLeave = 3;
 constexpr std::int64_t kDefaultBudgetMs = 5000;  // until Registered names the run's own
 
-std::string RankLog(const std::string& run_dir, int rank) {
-  char name[32];
-  std::snprintf(name, sizeof(name), "rank-%05d.log", rank);
-  return run_dir + "/logs/" + name;
-}
-
 v1::WorkerCommand AbortOf(const v1::GenerationKey& key, const std::string& reason) {
   v1::WorkerCommand command;
   *command.mutable_abort()->mutable_key() = key;
@@ -38,10 +32,11 @@ AgentCore::AgentCore(std::string node_name, int slots, std::uint64_t incarnation
     : node_name_(std::move(node_name)),
       incarnation_(incarnation),
       snapshot_root_(std::move(snapshot_root)),
+      slots_(slots),
       timeouts_(TimeoutsFor(kDefaultBudgetMs)),
       heartbeat_interval_(timeouts_.heartbeat),
       snapshots_(found),
-      slots_(static_cast<std::size_t>(slots)) {}
+      seats_(static_cast<std::size_t>(SeatsFor(slots))) {}
 
 std::vector<AgentAction> AgentCore::Handle(const AgentEvent& event, Now now) {
   now_ = now;
@@ -49,6 +44,7 @@ std::vector<AgentAction> AgentCore::Handle(const AgentEvent& event, Now now) {
   std::visit([this](const auto& specific) { On(specific); }, event);
   StartWaiting();
   ExpireSnapshots();
+  KeepWarm();
   TellHeld();
   EndIfIdle();
   return std::move(actions_);
@@ -58,7 +54,8 @@ SteadyTime AgentCore::NextDeadline() const {
   SteadyTime next = registered_ ? heartbeat_at_ : SteadyTime::max();
   if (!held_.empty()) next = std::min(next, held_.front().until);
   if (snapshots_until_.has_value()) next = std::min(next, *snapshots_until_);
-  for (const auto& worker : slots_) {
+  if (warm_due_.has_value()) next = std::min(next, *warm_due_);
+  for (const auto& worker : seats_) {
     if (!worker.has_value()) continue;
     if (worker->settle_at.has_value()) next = std::min(next, *worker->settle_at);
     if (worker->kill_at.has_value()) next = std::min(next, *worker->kill_at);
@@ -128,11 +125,11 @@ absl::Status AgentCore::CheckStart(const v1::StartGeneration& start) const {
   std::set<int> seen;
   for (const v1::RankAssignment& assignment : start.assignments()) {
     const int slot = assignment.slot();
-    if (slot < 0 || slot >= static_cast<int>(slots_.size()) || !seen.insert(slot).second) {
+    if (slot < 0 || slot >= slots_ || !seen.insert(slot).second) {
       return absl::InvalidArgumentError(
           "StartGeneration.assignments: slot " + std::to_string(slot) + " of rank " +
           std::to_string(assignment.rank()) + " is taken twice or not one of the " +
-          std::to_string(slots_.size()) + " of node " + node_name_);
+          std::to_string(slots_) + " of node " + node_name_);
     }
   }
   return absl::OkStatus();
@@ -230,10 +227,10 @@ void AgentCore::OnCommitted(const v1::CheckpointCommitted& committed) {
 void AgentCore::OnEnd(const v1::EndGeneration& end) {
   const Key key{end.key().run_id(), end.key().generation()};
   if (end.forget()) {
-    for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
-      const std::optional<Worker>& worker = slots_[slot];
+    for (std::size_t seat = 0; seat < seats_.size(); ++seat) {
+      const std::optional<Worker>& worker = seats_[seat];
       if (worker.has_value() && worker->idle && worker->key.first == key.first) {
-        EndIdle(static_cast<int>(slot));
+        EndIdle(static_cast<int>(seat));
       }
     }
     OnForget(end.key());
@@ -284,57 +281,6 @@ void AgentCore::On(const CoordinatorLost& event) {
 
 // --- generations ---
 
-bool AgentCore::MakeRoom(const Generation& generation) {
-  bool room = true;
-  for (const v1::RankAssignment& assignment : generation.start.assignments()) {
-    const Worker* worker = FindWorker(assignment.slot());
-    if (worker == nullptr) continue;
-    const bool fits = worker->idle && worker->idle_until.has_value() && worker->session_open &&
-                      worker->key.first == generation.start.key().run_id();
-    if (fits) continue;
-    room = false;
-    if (worker->idle) EndIdle(assignment.slot());
-  }
-  return room;
-}
-
-void AgentCore::StartWaiting() {
-  for (auto& [key, generation] : generations_) {
-    if (generation.phase != Phase::kWaiting || !generation.fetching.empty()) continue;
-    if (MakeRoom(generation)) Begin(key, generation);
-  }
-}
-
-// An idle worker that fits goes on in its process, as another rank if need be; the other slots get
-// new ones.
-void AgentCore::Begin(const Key& key, Generation& generation) {
-  generation.phase = Phase::kRunning;
-  for (const v1::RankAssignment& assignment : generation.start.assignments()) {
-    const int slot = assignment.slot();
-    Worker worker;
-    worker.key = key;
-    worker.rank = assignment.rank();
-    worker.log_path = RankLog(generation.start.run_dir(), assignment.rank());
-    if (const Worker* idle = FindWorker(slot)) {
-      worker.session = idle->session;
-      worker.session_open = true;
-      if (idle->log_path != worker.log_path) {
-        Do(SwitchLog{slot, generation.start.key(), assignment.rank(), worker.log_path});
-      }
-      slots_[static_cast<std::size_t>(slot)] = std::move(worker);
-      ++counters_.worker_reuses;
-      TellStart(slot, generation);
-      continue;
-    }
-    const SpawnWorker spawn{slot, generation.start.key(), assignment.rank(), worker.log_path};
-    slots_[static_cast<std::size_t>(slot)] = std::move(worker);
-    ++counters_.worker_starts;
-    Do(spawn);
-  }
-  CopyBuddies(generation);
-  RemoveUnusedSnapshots();
-}
-
 // The mean of the generation's steps on this node so far: a rank may compute as long before it
 // looks up.
 std::chrono::milliseconds AgentCore::StepTime(const Generation& generation) {
@@ -354,23 +300,24 @@ void AgentCore::BeginEnd(const Key& key, const std::string& reason) {
   if (generation.phase == Phase::kEnding) return;
   generation.phase = Phase::kEnding;
   Do(StopCopying{generation.start.key()});
-  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
-    std::optional<Worker>& worker = slots_[slot];
+  for (std::size_t seat = 0; seat < seats_.size(); ++seat) {
+    std::optional<Worker>& worker = seats_[seat];
     if (!worker.has_value() || worker->key != key || worker->exit.has_value()) continue;
+    generation.done |= worker->finished && !worker->moves;
     if (!worker->session_open) {
-      Do(KillWorker{static_cast<int>(slot)});  // it never began: nothing to abort or to flush
+      Do(KillWorker{static_cast<int>(seat)});  // it never began: nothing to abort or to flush
       continue;
     }
     if (worker->left) {
-      BecomeIdle(static_cast<int>(slot));
+      BecomeIdle(static_cast<int>(seat));
       continue;
     }
     if (!worker->finished) {
-      Do(TellWorker{static_cast<int>(slot), AbortOf(generation.start.key(), reason)});
+      Do(TellWorker{static_cast<int>(seat), AbortOf(generation.start.key(), reason)});
     }
     if ((worker->finished && !worker->moves) || (worker->failure_told && !worker->survives) ||
         ending_.has_value()) {
-      Do(TellWorker{static_cast<int>(slot), ExitCommand()});
+      Do(TellWorker{static_cast<int>(seat), ExitCommand()});
     }
     worker->kill_at = now_.steady + timeouts_.shutdown + kStepsToLeave * StepTime(generation);
   }
@@ -380,15 +327,17 @@ void AgentCore::BeginEnd(const Key& key, const std::string& reason) {
 void AgentCore::ForgetIfGone(const Key& key) {
   const auto found = generations_.find(key);
   if (found == generations_.end() || found->second.phase != Phase::kEnding) return;
-  for (const auto& worker : slots_) {
+  for (const auto& worker : seats_) {
     if (worker.has_value() && worker->key == key && !worker->idle) return;
   }
   const v1::GenerationKey name = found->second.start.key();
+  const bool done = found->second.done;
   generations_.erase(found);
   ended_[key.first] = std::max(ended_[key.first], key.second);
   if (ended_.size() > kEndedRunsMax) {
     ended_.erase(ended_.begin()->first == key.first ? std::next(ended_.begin()) : ended_.begin());
   }
+  ReleaseWarm(key.first, done);
   outbox_.OnEnded(name);
   TellGone(name);
 }
@@ -398,15 +347,15 @@ void AgentCore::EndWorkers(ExitCode code, const std::string& reason, bool at_onc
   std::vector<Key> keys;
   for (const auto& [key, generation] : generations_) keys.push_back(key);
   for (const Key& key : keys) BeginEnd(key, reason);
-  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
-    if (!slots_[slot].has_value()) continue;
-    if (slots_[slot]->idle) EndIdle(static_cast<int>(slot));
-    if (at_once) Do(KillWorker{static_cast<int>(slot)});
+  for (std::size_t seat = 0; seat < seats_.size(); ++seat) {
+    if (!seats_[seat].has_value()) continue;
+    if (seats_[seat]->idle) EndIdle(static_cast<int>(seat));
+    if (at_once) Do(KillWorker{static_cast<int>(seat)});
   }
 }
 
 void AgentCore::EndIfIdle() {
-  const bool idle = std::none_of(slots_.begin(), slots_.end(),
+  const bool idle = std::none_of(seats_.begin(), seats_.end(),
                                  [](const auto& worker) { return worker.has_value(); });
   if (!ending_.has_value() || !idle || !held_.empty()) return;
   // They are the next agent's, where there is one.
@@ -418,7 +367,7 @@ void AgentCore::On(const ShutdownAsked& event) {
   if (ending_.has_value()) return EndWorkers(ending_->code, event.reason, /*at_once=*/true);
   bool interrupted = false;
   const std::string reason = "node " + node_name_ + " is being shut down: " + event.reason;
-  for (auto& worker : slots_) {
+  for (auto& worker : seats_) {
     if (!worker.has_value() || worker->idle || worker->finished || worker->failure_told) continue;
     const auto generation = generations_.find(worker->key);
     if (generation->second.phase == Phase::kEnding) continue;
@@ -430,8 +379,8 @@ void AgentCore::On(const ShutdownAsked& event) {
 }
 
 void AgentCore::On(const Timer&) {
-  for (std::size_t index = 0; index < slots_.size(); ++index) {
-    std::optional<Worker>& worker = slots_[index];
+  for (std::size_t index = 0; index < seats_.size(); ++index) {
+    std::optional<Worker>& worker = seats_[index];
     if (!worker.has_value()) continue;
     if (worker->kill_at.has_value() && *worker->kill_at <= now_.steady) {
       worker->kill_at.reset();
@@ -498,7 +447,7 @@ void AgentCore::On(const RecordWritten& event) {
 void AgentCore::TellGone(const v1::GenerationKey& key) {
   v1::AgentMessage message;
   *message.mutable_gone() = snapshots_.Held(key);
-  for (const auto& worker : slots_) {
+  for (const auto& worker : seats_) {
     if (!worker.has_value() || !worker->idle_until.has_value() || worker->held_step == 0 ||
         worker->key != Key{key.run_id(), key.generation()}) {
       continue;
@@ -550,11 +499,11 @@ void AgentCore::Heartbeat(bool newest_only) {
 }
 
 void AgentCore::Broadcast(const v1::GenerationKey& key, const v1::WorkerCommand& command) {
-  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
-    const std::optional<Worker>& worker = slots_[slot];
+  for (std::size_t seat = 0; seat < seats_.size(); ++seat) {
+    const std::optional<Worker>& worker = seats_[seat];
     if (!worker.has_value() || !worker->session_open) continue;
     if (worker->key != Key{key.run_id(), key.generation()}) continue;
-    Do(TellWorker{static_cast<int>(slot), command});
+    Do(TellWorker{static_cast<int>(seat), command});
   }
 }
 
@@ -574,12 +523,16 @@ AgentCore::Generation* AgentCore::FindRunning(const v1::GenerationKey& key) {
 
 AgentView AgentCore::View() const {
   AgentView view{.node = node_name_,
-                 .slots = static_cast<int>(slots_.size()),
+                 .slots = slots_,
                  .registered = registered_,
                  .node_id = node_id_,
                  .epoch = epoch_,
                  .counters = counters_};
-  for (const auto& worker : slots_) view.workers += worker.has_value() ? 1 : 0;
+  for (const auto& worker : seats_) {
+    if (!worker.has_value()) continue;
+    ++view.workers;
+    view.warm_workers += worker->slot < 0 && worker->loaded && worker->session_open ? 1 : 0;
+  }
   for (const auto& [key, generation] : generations_) {
     if (generation.phase != Phase::kRunning) continue;
     for (const auto& [rank, rank_view] : generation.ranks) view.ranks.push_back(rank_view);

@@ -7,8 +7,13 @@
 //   ending    the coordinator ended it: workers are told to leave it, killed when they do not
 // and it is forgotten (GenerationGone) when the last of its workers has left it or ended. One that
 // has left is idle: the run's next generation takes it up, whatever rank it gives the slot.
-// Invariant: a slot holds at most one worker; nothing of a generation older than the run's
-// newest, of an ended worker's session, or of an epoch below the highest seen, has any effect.
+// A *slot* is a place for a rank, a *seat* one for a process. Some processes of a run are kept
+// warm: started, without a slot, until a worker has died and the next generation gives its slot
+// away.
+//
+// Invariant: a seat holds at most one worker, and of the workers at most one is a slot's; nothing
+// of a generation older than the run's newest, of an ended worker's session, or of an epoch below
+// the highest seen, has any effect.
 // What steps led to (parts, ends, failures) is told after the steps' records are written, so that
 // who hears of a run's end finds its last step in the file; a disk that takes longer than
 // kRecordsPatience heartbeats is not waited for.
@@ -48,22 +53,22 @@ struct CoordinatorLost {
   absl::Status reason;
 };
 struct WorkerSaid {
-  int slot = 0;
-  std::uint64_t session = 0;  // of the slot, unique in the agent's life; Hello opens it
+  int seat = 0;
+  std::uint64_t session = 0;  // of the seat, unique in the agent's life; Hello opens it
   v1::WorkerMessage message;
   std::vector<std::string> stderr_tail;  // with RankFailed
 };
 struct WorkerSessionClosed {
-  int slot = 0;
+  int seat = 0;
   std::uint64_t session = 0;
 };
 struct WorkerExited {
-  int slot = 0;
+  int seat = 0;
   ProcessExit exit;
   std::vector<std::string> stderr_tail;
 };
 struct WorkerNotSpawned {
-  int slot = 0;
+  int seat = 0;
   absl::Status reason;
 };
 // `number` of the AppendRecord that is done with. 0: it was refused at once, and those before it
@@ -98,14 +103,14 @@ struct DropCoordinator {
   std::string reason;
 };
 struct SpawnWorker {
-  int slot = 0;
+  int seat = 0;
   v1::GenerationKey key;
-  int rank = 0;
+  std::optional<int> rank;  // none: it is to be kept warm
   std::string log_path;
 };
 // What the worker writes from now on belongs to another rank's log.
 struct SwitchLog {
-  int slot = 0;
+  int seat = 0;
   v1::GenerationKey key;
   int rank = 0;
   std::string log_path;
@@ -116,11 +121,11 @@ struct BeginSelfTest {
   std::string folder;
 };
 struct TellWorker {
-  int slot = 0;
+  int seat = 0;
   v1::WorkerCommand command;
 };
 struct KillWorker {
-  int slot = 0;
+  int seat = 0;
 };
 // A line of steps.jsonl or evals.jsonl; RecordWritten answers it.
 struct AppendRecord {
@@ -147,8 +152,15 @@ using AgentAction =
                  TellWorker, KillWorker, AppendRecord, CopySnapshots, FetchSnapshots, StopCopying,
                  RemoveSnapshots, RemoveSnapshotFiles, EndAgent>;
 
+// A worker that no generation has taken up for so long is ended. Until then it holds the state that
+// the run may go on from; another run that gets its slot ends it at once.
+inline constexpr std::chrono::hours kIdleMax{1};
+
 class AgentCore {
  public:
+  // Of an agent with so many slots: seats are numbered from 0.
+  static int SeatsFor(int slots) { return 2 * slots; }
+
   // `snapshot_root`: see AgentOptions. `found`: what a former agent of the node has left there.
   AgentCore(std::string node_name, int slots, std::uint64_t incarnation, std::string snapshot_root,
             const std::vector<FoundSnapshot>& found);
@@ -180,15 +192,19 @@ class AgentCore {
     std::optional<v1::StopGeneration> stop;
     std::set<std::int32_t> fetching;  // ranks whose state is on its way, or will not come
     bool forgotten = false;           // nobody wants what its workers hold
+    bool done = false;                // a rank here has finished for good
+    std::optional<int> warm_workers;  // that the run file asks for here, once that was looked up
   };
 
   struct Worker {
-    Key key;
+    Key key;        // of a warm worker: its run, and no generation
+    int slot = -1;  // -1: it is kept warm, and `idle`
     std::int32_t rank = 0;
     std::string log_path;
     std::uint64_t session = 0;  // 0: not connected yet
     bool session_open = false;
-    bool ready = false;  // its state is there
+    bool loaded = false;  // warm: it has said so
+    bool ready = false;   // its state is there
     bool finished = false;
     bool moves = false;  // so that it will leave
     bool left = false;   // its generation, and lives
@@ -228,14 +244,14 @@ class AgentCore {
   void OnEnd(const v1::EndGeneration& end);
   void OnSelfTest(const v1::SelfTest& test);
 
-  void OnHello(int slot, std::uint64_t session, const v1::WorkerHello& hello);
+  void OnHello(int seat, std::uint64_t session, const v1::WorkerHello& hello);
   void OnStep(const Worker& worker, Generation& generation, const v1::StepRecord& step);
   void OnProgress(const Worker& worker, Generation& generation, const v1::RankProgress& progress);
   void OnWindowRequest(Generation& generation, const v1::WindowRequest& request);
   void OnFailed(Worker& worker, v1::RankFailed failed, std::vector<std::string> stderr_tail);
-  void OnLeft(int slot, const v1::RankLeft& left);
-  void BecomeIdle(int slot);
-  void EndIdle(int slot);
+  void OnLeft(int seat, const v1::RankLeft& left);
+  void BecomeIdle(int seat);
+  void EndIdle(int seat);
   void Relay(Worker& worker, const v1::WorkerMessage& said);
   // --- agent_core_snapshots.cc ---
   // Those of runs that have neither a generation nor a worker here.
@@ -251,18 +267,35 @@ class AgentCore {
   bool IsIdle() const;  // it has neither a generation nor a worker
 
   absl::Status CheckStart(const v1::StartGeneration& start) const;
+  // --- who sits where (agent_core_seats.cc) ---
   void StartWaiting();
   // Whether every slot is empty or has an idle worker of the run; others that are idle are told to
   // go.
   bool MakeRoom(const Generation& generation);
   void Begin(const Key& key, Generation& generation);
-  void TellStart(int slot, const Generation& generation);
+  // The seat of the slot's worker; -1: it has none.
+  int SeatOf(int slot) const;
+  // The seat of the run's warm worker that is furthest; -1: there is none.
+  int WarmSeat(const std::string& run_id) const;
+  // One that is empty, the slot's own if it is.
+  int FreeSeat(int slot) const;
+  // Starts what the run files ask for, one at a time, and not before every rank here has completed
+  // a step: a recovery needs the processors itself.
+  void KeepWarm();
+  void StartWarm(const v1::StartGeneration& start);
+  void OnWarmHello(int seat, bool same_release);
+  void OnWarmEnded(int seat);
+  // The run has left the node: for good (`done`), or until its next generation, for so long as idle
+  // workers wait too.
+  void ReleaseWarm(const std::string& run_id, bool done);
+
+  void TellStart(int seat, const Generation& generation);
   void BeginEnd(const Key& key, const std::string& reason);
   static std::chrono::milliseconds StepTime(const Generation& generation);
   void ForgetIfGone(const Key& key);
   void EndIfIdle();
   void EndWorkers(ExitCode code, const std::string& reason, bool at_once);
-  void SettleIfEnded(int slot);
+  void SettleIfEnded(int seat);
   void TellFailure(Worker& worker);
   void Heartbeat(bool newest_only);
   void TellGone(const v1::GenerationKey& key);
@@ -279,7 +312,7 @@ class AgentCore {
   static std::int64_t GrantedUntil(const Generation& generation);
   // The running generation of `key`, or null.
   Generation* FindRunning(const v1::GenerationKey& key);
-  Worker* FindWorker(int slot);
+  Worker* FindWorker(int seat);
   // Carries out `action` at the end of Handle, after those before it.
   void Do(AgentAction action) { actions_.push_back(std::move(action)); }
 
@@ -294,6 +327,7 @@ class AgentCore {
   const std::string node_name_;
   const std::uint64_t incarnation_;
   const std::string snapshot_root_;
+  const int slots_;
 
   Now now_;  // of the event being handled
   std::vector<AgentAction> actions_;
@@ -314,7 +348,9 @@ class AgentCore {
   SnapshotLedger snapshots_;
   std::optional<SteadyTime> snapshots_until_;   // they expire
   std::map<std::string, std::uint64_t> ended_;  // the newest ended generation of a run
-  std::vector<std::optional<Worker>> slots_;
+  std::vector<std::optional<Worker>> seats_;
+  std::chrono::milliseconds warm_pause_{0};  // after the last end of a warm worker
+  std::optional<SteadyTime> warm_due_;       // before which none is started
   std::optional<EndAgent> ending_;
   bool replaced_ = false;  // by another agent of this node, and ending for that
   bool self_testing_ = false;

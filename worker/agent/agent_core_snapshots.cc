@@ -19,7 +19,7 @@ void AgentCore::RemoveUnusedSnapshots() {
     const std::string& run_id = key.run_id();
     const bool trains = std::any_of(generations_.begin(), generations_.end(),
                                     [&](const auto& entry) { return entry.first.first == run_id; });
-    const bool waits = std::any_of(slots_.begin(), slots_.end(), [&](const auto& worker) {
+    const bool waits = std::any_of(seats_.begin(), seats_.end(), [&](const auto& worker) {
       return worker.has_value() && worker->key.first == run_id;
     });
     if (trains || waits) continue;
@@ -29,7 +29,7 @@ void AgentCore::RemoveUnusedSnapshots() {
 }
 
 bool AgentCore::IsIdle() const {
-  return generations_.empty() && std::none_of(slots_.begin(), slots_.end(), [](const auto& worker) {
+  return generations_.empty() && std::none_of(seats_.begin(), seats_.end(), [](const auto& worker) {
            return worker.has_value();
          });
 }

@@ -10,10 +10,6 @@
 namespace paceline {
 namespace {
 
-// A worker that no generation has taken up for so long is ended. Until then it holds the state that
-// the run may go on from; another run that gets its slot ends it at once.
-constexpr std::chrono::hours kIdleMax{1};
-
 // The generation and rank that a relayed message speaks for; null: it names none.
 const v1::GenerationKey* KeyOf(const v1::WorkerMessage& message) {
   switch (message.body_case()) {
@@ -52,23 +48,25 @@ absl::StatusCode CodeOf(const ProcessExit& exit) {
 
 }  // namespace
 
-AgentCore::Worker* AgentCore::FindWorker(int slot) {
-  if (slot < 0 || slot >= static_cast<int>(slots_.size())) return nullptr;
-  std::optional<Worker>& worker = slots_[static_cast<std::size_t>(slot)];
+AgentCore::Worker* AgentCore::FindWorker(int seat) {
+  if (seat < 0 || seat >= static_cast<int>(seats_.size())) return nullptr;
+  std::optional<Worker>& worker = seats_[static_cast<std::size_t>(seat)];
   return worker.has_value() ? &*worker : nullptr;
 }
 
 void AgentCore::On(const WorkerSaid& event) {
-  Worker* worker = FindWorker(event.slot);
+  Worker* worker = FindWorker(event.seat);
   if (worker == nullptr) return;
-  if (event.message.has_hello()) return OnHello(event.slot, event.session, event.message.hello());
-  if (worker->session != event.session || worker->idle) return;
+  if (event.message.has_hello()) return OnHello(event.seat, event.session, event.message.hello());
+  if (worker->session != event.session) return;
+  if (event.message.has_warm()) worker->loaded = true;
+  if (worker->idle) return;
   const v1::GenerationKey* key = KeyOf(event.message);
   if (key != nullptr && Key{key->run_id(), key->generation()} != worker->key) {
     ++counters_.stale_messages;
     return;
   }
-  if (event.message.has_left()) return OnLeft(event.slot, event.message.left());
+  if (event.message.has_left()) return OnLeft(event.seat, event.message.left());
   if (event.message.has_snapshot()) {  // the one under way becomes whole after the end as well
     std::vector<SnapshotFiles> stale =
         snapshots_.OnTaken(*key, worker->rank, event.message.snapshot().step());
@@ -82,9 +80,10 @@ void AgentCore::On(const WorkerSaid& event) {
     worker->finished = true;
     worker->moves = event.message.finished().moves();
     if (worker->moves) return;
+    generations_.at(worker->key).done = true;
     v1::WorkerCommand command;
     command.mutable_exit();
-    return Do(TellWorker{event.slot, std::move(command)});
+    return Do(TellWorker{event.seat, std::move(command)});
   }
   switch (event.message.body_case()) {
     case v1::WorkerMessage::kProgress:
@@ -118,14 +117,16 @@ void AgentCore::OnStep(const Worker& worker, Generation& generation, const v1::S
   Record(generation, "steps.jsonl", step.step(), StepLine(step, tokens, worker.key.second));
 }
 
-void AgentCore::OnHello(int slot, std::uint64_t session, const v1::WorkerHello& hello) {
-  Worker& worker = *FindWorker(slot);
-  if (worker.session != 0) return Do(KillWorker{slot});  // it has said so before
+void AgentCore::OnHello(int seat, std::uint64_t session, const v1::WorkerHello& hello) {
+  Worker& worker = *FindWorker(seat);
+  if (worker.session != 0) return Do(KillWorker{seat});  // it has said so before
   worker.session = session;
   worker.session_open = true;
+  const bool same_release = hello.protocol_version() == kWorkerProtocolVersion;
+  if (worker.slot < 0) return OnWarmHello(seat, same_release);
   Generation* generation = FindRunning(generations_.at(worker.key).start.key());
-  if (generation == nullptr) return Do(KillWorker{slot});
-  if (hello.protocol_version() != kWorkerProtocolVersion) {
+  if (generation == nullptr) return Do(KillWorker{seat});
+  if (!same_release) {
     worker.failure_told = true;
     TellFailed(worker.key, worker.rank,
                absl::FailedPreconditionError("the worker speaks protocol version " +
@@ -133,14 +134,14 @@ void AgentCore::OnHello(int slot, std::uint64_t session, const v1::WorkerHello& 
                                              ", the agent of node " + node_name_ + " speaks " +
                                              std::to_string(kWorkerProtocolVersion) +
                                              ": install agent and worker of one release"));
-    return Do(KillWorker{slot});
+    return Do(KillWorker{seat});
   }
-  TellStart(slot, *generation);
+  TellStart(seat, *generation);
 }
 
 // With what was said to the whole generation before.
-void AgentCore::TellStart(int slot, const Generation& generation) {
-  const Worker& worker = *FindWorker(slot);
+void AgentCore::TellStart(int seat, const Generation& generation) {
+  const Worker& worker = *FindWorker(seat);
   const v1::StartGeneration& start = generation.start;
   v1::WorkerCommand command;
   v1::RankStart& rank_start = *command.mutable_start();
@@ -160,16 +161,16 @@ void AgentCore::TellStart(int slot, const Generation& generation) {
   rank_start.set_live(start.live());
   TellSource(start, rank_start);
   *rank_start.mutable_transfers() = start.transfers();
-  Do(TellWorker{slot, std::move(command)});
+  Do(TellWorker{seat, std::move(command)});
   if (generation.peers.has_value()) {
     v1::WorkerCommand peers;
     *peers.mutable_peers() = *generation.peers;
-    Do(TellWorker{slot, std::move(peers)});
+    Do(TellWorker{seat, std::move(peers)});
   }
   if (generation.stop.has_value()) {
     v1::WorkerCommand stop;
     *stop.mutable_stop() = *generation.stop;
-    Do(TellWorker{slot, std::move(stop)});
+    Do(TellWorker{seat, std::move(stop)});
   }
 }
 
@@ -236,50 +237,51 @@ void AgentCore::OnFailed(Worker& worker, v1::RankFailed failed,
   worker.settle_at = now_.steady + heartbeat_interval_;
 }
 
-void AgentCore::OnLeft(int slot, const v1::RankLeft& left) {
-  Worker& worker = *FindWorker(slot);
+void AgentCore::OnLeft(int seat, const v1::RankLeft& left) {
+  Worker& worker = *FindWorker(seat);
   if (worker.exit.has_value() || !worker.session_open) return;
   worker.left = true;
   worker.held_step = left.held_step();
   if (generations_.at(worker.key).phase != Phase::kEnding) return;
-  BecomeIdle(slot);
+  BecomeIdle(seat);
   ForgetIfGone(worker.key);
 }
 
-void AgentCore::BecomeIdle(int slot) {
-  Worker& worker = *FindWorker(slot);
+void AgentCore::BecomeIdle(int seat) {
+  Worker& worker = *FindWorker(seat);
   worker.idle = true;
   worker.kill_at.reset();
   worker.settle_at.reset();
   worker.idle_until = now_.steady + kIdleMax;
   const auto generation = generations_.find(worker.key);
   const bool wanted = generation == generations_.end() || !generation->second.forgotten;
-  if (ending_.has_value() || !wanted) EndIdle(slot);
+  if (ending_.has_value() || !wanted) EndIdle(seat);
 }
 
-void AgentCore::EndIdle(int slot) {
-  Worker& worker = *FindWorker(slot);
+void AgentCore::EndIdle(int seat) {
+  Worker& worker = *FindWorker(seat);
   if (!worker.idle_until.has_value()) return;  // told already
   worker.idle_until.reset();
+  if (worker.slot < 0) return Do(KillWorker{seat});  // it holds nothing
   v1::WorkerCommand command;
   command.mutable_exit();
-  Do(TellWorker{slot, std::move(command)});
+  Do(TellWorker{seat, std::move(command)});
   worker.kill_at = now_.steady + timeouts_.shutdown;
 }
 
 void AgentCore::On(const WorkerSessionClosed& event) {
-  Worker* worker = FindWorker(event.slot);
+  Worker* worker = FindWorker(event.seat);
   if (worker == nullptr || worker->session != event.session) return;
   worker->session_open = false;
   // A worker without its session can do nothing more; it ends by itself or is ended.
   if (!worker->exit.has_value() && !worker->kill_at.has_value()) {
     worker->kill_at = now_.steady + timeouts_.shutdown;
   }
-  SettleIfEnded(event.slot);
+  SettleIfEnded(event.seat);
 }
 
 void AgentCore::On(const WorkerExited& event) {
-  Worker* worker = FindWorker(event.slot);
+  Worker* worker = FindWorker(event.seat);
   if (worker == nullptr || worker->exit.has_value()) return;
   worker->exit = event.exit;
   worker->stderr_tail = event.stderr_tail;
@@ -288,15 +290,16 @@ void AgentCore::On(const WorkerExited& event) {
   // The exit may have overtaken the worker's last words, which lie in the socket. The session's
   // end comes after them; the timer covers a session that something else holds open.
   worker->settle_at = now_.steady + heartbeat_interval_;
-  SettleIfEnded(event.slot);
+  SettleIfEnded(event.seat);
 }
 
 void AgentCore::On(const WorkerNotSpawned& event) {
-  Worker* worker = FindWorker(event.slot);
+  Worker* worker = FindWorker(event.seat);
   if (worker == nullptr) return;
+  if (worker->slot < 0) return OnWarmEnded(event.seat);
   const Key key = worker->key;
   const std::int32_t rank = worker->rank;
-  slots_[static_cast<std::size_t>(event.slot)].reset();
+  seats_[static_cast<std::size_t>(event.seat)].reset();
   if (generations_.at(key).phase != Phase::kRunning) {
     ++counters_.workers_ended;
   } else {
@@ -306,9 +309,10 @@ void AgentCore::On(const WorkerNotSpawned& event) {
   ForgetIfGone(key);
 }
 
-void AgentCore::SettleIfEnded(int slot) {
-  Worker& worker = *FindWorker(slot);
+void AgentCore::SettleIfEnded(int seat) {
+  Worker& worker = *FindWorker(seat);
   if (!worker.exit.has_value() || worker.session_open) return;
+  if (worker.slot < 0) return OnWarmEnded(seat);
   const Key key = worker.key;
   const bool held = worker.idle && worker.held_step > 0;
   if (worker.idle || generations_.at(key).phase != Phase::kRunning) {
@@ -320,7 +324,7 @@ void AgentCore::SettleIfEnded(int slot) {
     // What a rank did stands once it has finished, however its process ends.
     if (!worker.finished && !worker.failure_told) TellFailure(worker);
   }
-  slots_[static_cast<std::size_t>(slot)].reset();
+  seats_[static_cast<std::size_t>(seat)].reset();
   ForgetIfGone(key);
   if (!held) return;
   v1::GenerationKey name;  // what is held of it is told anew

@@ -62,7 +62,7 @@ void AgentSession::Impl::ReadCommands() {
 AgentSession::AgentSession(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 absl::StatusOr<std::unique_ptr<AgentSession>> AgentSession::Connect(
-    const std::string& socket_path, int slot, std::chrono::milliseconds timeout) {
+    const std::string& socket_path, int seat, std::chrono::milliseconds timeout) {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kControlMessageBytesMax);
   arguments.SetMaxSendMessageSize(kControlMessageBytesMax);
@@ -82,7 +82,7 @@ absl::StatusOr<std::unique_ptr<AgentSession>> AgentSession::Connect(
       },
       kMessagesMax);
   v1::WorkerMessage message;
-  message.mutable_hello()->set_slot(slot);
+  message.mutable_hello()->set_seat(seat);
   message.mutable_hello()->set_pid(::getpid());
   message.mutable_hello()->set_protocol_version(kWorkerProtocolVersion);
   impl->writer->Send(std::move(message));

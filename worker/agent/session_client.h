@@ -2,7 +2,7 @@
 // out, what it is told comes in. The step thread never waits on the socket: messages are queued
 // and a thread writes them.
 //
-//   ASSIGN_OR_RETURN(auto session, AgentSession::Connect(socket, slot, 5s));
+//   ASSIGN_OR_RETURN(auto session, AgentSession::Connect(socket, seat, 5s));
 //   while (true) {
 //     absl::StatusOr<v1::WorkerCommand> command = session->Next(1s);
 //     if (absl::IsDeadlineExceeded(command.status())) continue;
@@ -28,10 +28,10 @@ inline constexpr int kWorkerProtocolVersion = 1;
 
 class AgentSession {
  public:
-  // Connects and says Hello for `slot`. kUnavailable: no agent answers at `socket_path` within
+  // Connects and says Hello for `seat`. kUnavailable: no agent answers at `socket_path` within
   // `timeout`.
   static absl::StatusOr<std::unique_ptr<AgentSession>> Connect(const std::string& socket_path,
-                                                               int slot,
+                                                               int seat,
                                                                std::chrono::milliseconds timeout);
   // Writes what is still queued and ends the stream; gives up after two seconds.
   ~AgentSession();

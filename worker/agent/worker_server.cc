@@ -34,13 +34,13 @@ struct WorkerServer::Impl : v1::Agent::Service {
   };
 
   grpc::Status WorkerSession(grpc::ServerContext* context, Stream* stream) override;
-  std::shared_ptr<Session> Find(int slot);
+  std::shared_ptr<Session> Find(int seat);
 
   WorkerServerOptions options;
   std::unique_ptr<grpc::Server> server;
   std::mutex mutex;
   std::uint64_t last_session = 0;
-  std::map<int, std::shared_ptr<Session>> sessions;  // by slot, the newest
+  std::map<int, std::shared_ptr<Session>> sessions;  // by seat, the newest
 };
 
 grpc::Status WorkerServer::Impl::WorkerSession(grpc::ServerContext* context, Stream* stream) {
@@ -48,26 +48,26 @@ grpc::Status WorkerServer::Impl::WorkerSession(grpc::ServerContext* context, Str
   if (!stream->Read(&message) || !message.has_hello()) {
     return {grpc::StatusCode::INVALID_ARGUMENT, "a session begins with Hello"};
   }
-  const int slot = message.hello().slot();
-  if (slot < 0 || slot >= options.slots) {
-    return {grpc::StatusCode::INVALID_ARGUMENT, "Hello.slot " + std::to_string(slot) +
+  const int seat = message.hello().seat();
+  if (seat < 0 || seat >= options.seats) {
+    return {grpc::StatusCode::INVALID_ARGUMENT, "Hello.seat " + std::to_string(seat) +
                                                     " is not one of this agent's " +
-                                                    std::to_string(options.slots)};
+                                                    std::to_string(options.seats)};
   }
   std::shared_ptr<Session> session;
   {
     const std::lock_guard lock(mutex);
     session = std::make_shared<Session>(++last_session, context, stream);
-    sessions[slot] = session;
+    sessions[seat] = session;
   }
-  bool accepted = options.on_message(slot, session->id, std::move(message));
+  bool accepted = options.on_message(seat, session->id, std::move(message));
   const bool greeted = accepted;
   while (accepted && stream->Read(&message)) {
-    accepted = options.on_message(slot, session->id, std::move(message));
+    accepted = options.on_message(seat, session->id, std::move(message));
   }
   {
     const std::lock_guard lock(mutex);
-    if (const auto found = sessions.find(slot);
+    if (const auto found = sessions.find(seat);
         found != sessions.end() && found->second == session) {
       sessions.erase(found);
     }
@@ -75,14 +75,14 @@ grpc::Status WorkerServer::Impl::WorkerSession(grpc::ServerContext* context, Str
   // A write that waits for a worker which reads nothing would keep the thread for ever.
   if (!accepted) context->TryCancel();
   session->writer.Close();
-  if (greeted) options.on_closed(slot, session->id);
+  if (greeted) options.on_closed(seat, session->id);
   if (accepted) return grpc::Status::OK;
-  return {grpc::StatusCode::FAILED_PRECONDITION, "this worker is not the slot's any more"};
+  return {grpc::StatusCode::FAILED_PRECONDITION, "this worker is not the seat's any more"};
 }
 
-std::shared_ptr<WorkerServer::Impl::Session> WorkerServer::Impl::Find(int slot) {
+std::shared_ptr<WorkerServer::Impl::Session> WorkerServer::Impl::Find(int seat) {
   const std::lock_guard lock(mutex);
-  const auto found = sessions.find(slot);
+  const auto found = sessions.find(seat);
   return found == sessions.end() ? nullptr : found->second;
 }
 
@@ -92,7 +92,7 @@ absl::StatusOr<std::unique_ptr<WorkerServer>> WorkerServer::Start(WorkerServerOp
   auto impl = std::make_unique<Impl>();
   impl->options = std::move(options);
   grpc::ResourceQuota quota("workers");
-  quota.SetMaxThreads(2 * impl->options.slots + 8);
+  quota.SetMaxThreads(2 * impl->options.seats + 8);
   grpc::ServerBuilder builder;
   builder.SetResourceQuota(quota);
   builder.SetMaxReceiveMessageSize(kControlMessageBytesMax);
@@ -117,18 +117,18 @@ WorkerServer::~WorkerServer() {
   impl_->server->Wait();
 }
 
-void WorkerServer::Send(int slot, v1::WorkerCommand command) {
-  const std::shared_ptr<Impl::Session> session = impl_->Find(slot);
+void WorkerServer::Send(int seat, v1::WorkerCommand command) {
+  const std::shared_ptr<Impl::Session> session = impl_->Find(seat);
   if (session == nullptr || session->writer.Send(std::move(command))) return;
   // Its queue is full, or the stream is broken. The worker counts as gone either way.
   const std::lock_guard lock(impl_->mutex);
-  const auto found = impl_->sessions.find(slot);
+  const auto found = impl_->sessions.find(seat);
   if (found != impl_->sessions.end() && found->second == session) session->context->TryCancel();
 }
 
 void WorkerServer::Flush(std::chrono::milliseconds timeout) {
-  for (int slot = 0; slot < impl_->options.slots; ++slot) {
-    if (const auto session = impl_->Find(slot)) (void)session->writer.Flush(timeout);
+  for (int seat = 0; seat < impl_->options.seats; ++seat) {
+    if (const auto session = impl_->Find(seat)) (void)session->writer.Flush(timeout);
   }
 }
 

@@ -17,11 +17,11 @@ namespace paceline {
 
 struct WorkerServerOptions {
   std::string socket_path;
-  int slots = 0;
+  int seats = 0;
   // `session` is unique in the server's life. False: the session is refused and ended.
-  std::function<bool(int slot, std::uint64_t session, v1::WorkerMessage message)> on_message;
+  std::function<bool(int seat, std::uint64_t session, v1::WorkerMessage message)> on_message;
   // Called once for each session whose Hello was accepted.
-  std::function<void(int slot, std::uint64_t session)> on_closed;
+  std::function<void(int seat, std::uint64_t session)> on_closed;
 };
 
 class WorkerServer {
@@ -31,8 +31,8 @@ class WorkerServer {
   // Ends every session.
   ~WorkerServer();
 
-  // Queues a command for the newest session of `slot`; nothing if there is none.
-  void Send(int slot, v1::WorkerCommand command);
+  // Queues a command for the newest session of `seat`; nothing if there is none.
+  void Send(int seat, v1::WorkerCommand command);
   // Waits until the commands queued for every session are written, at most `timeout`.
   void Flush(std::chrono::milliseconds timeout);
 

@@ -26,7 +26,7 @@ absl::Status Train(MpiJob& job, const NodeAgentOptions& options) {
   }
   ASSIGN_OR_RETURN(const std::vector<std::string> sockets, job.AllGather(socket));
   return RunWorker({.agent_socket = sockets[static_cast<std::size_t>(place.leader)],
-                    .slot = place.slot,
+                    .seat = place.slot,
                     .mpi = &job});
 }
 

@@ -158,6 +158,8 @@ std::vector<MetricFamily> AgentMetricFamilies(const AgentView& view, const std::
       {{"node", view.node}, {"host", host}, {"version", version}});
   add("paceline_agent_slots", "Places for ranks on this node.", MetricType::Gauge, view.slots);
   add("paceline_agent_workers", "Worker processes that live.", MetricType::Gauge, view.workers);
+  add("paceline_agent_warm_workers", "Of them, processes kept ready for a rank whose worker dies.",
+      MetricType::Gauge, view.warm_workers);
   add("paceline_agent_registered", "1 while a coordinator has this node registered, else 0.",
       MetricType::Gauge, view.registered ? 1 : 0);
   add("paceline_agent_coordinator_epoch", "Highest epoch of a coordinator seen.", MetricType::Gauge,
@@ -191,13 +193,16 @@ std::vector<MetricFamily> AgentMetricFamilies(const AgentView& view, const std::
       static_cast<double>(counters.snapshot_fetch_bytes));
   add("paceline_agent_snapshot_fetch_failures_total", "Fetches that failed: the rank did as well.",
       MetricType::Counter, static_cast<double>(counters.snapshot_fetch_failures));
+  add("paceline_agent_warm_worker_uses_total", "Ranks that began in a process kept warm.",
+      MetricType::Counter, static_cast<double>(counters.warm_uses));
   families.push_back(Family("paceline_agent_worker_exits_total",
                             "Workers that have ended: finished (the rank had no more to do), "
-                            "ended (with their generation) or failed.",
+                            "ended (with their generation), failed, or warm (they had no rank).",
                             MetricType::Counter));
   AddSample(families.back(), {{"reason", "finished"}},
             static_cast<double>(counters.workers_finished));
   AddSample(families.back(), {{"reason", "ended"}}, static_cast<double>(counters.workers_ended));
+  AddSample(families.back(), {{"reason", "warm"}}, static_cast<double>(counters.warm_ended));
   AddSample(families.back(), {{"reason", "failed"}}, static_cast<double>(counters.workers_failed));
   add("process_cpu_seconds_total", "User and system time of the agent.", MetricType::Counter,
       CpuSeconds());

@@ -28,9 +28,11 @@ struct AgentCounters {
   std::int64_t stale_messages = 0;  // of a lower epoch, refused
   std::int64_t worker_starts = 0;
   std::int64_t worker_reuses = 0;
+  std::int64_t warm_uses = 0;         // warm workers that got a rank
   std::int64_t workers_finished = 0;  // ended by themselves, their rank having finished
   std::int64_t workers_ended = 0;     // because their generation had ended
   std::int64_t workers_failed = 0;    // otherwise
+  std::int64_t warm_ended = 0;        // without ever having had a rank
   std::int64_t record_errors = 0;     // lines that could not be written to a run's records
   std::int64_t snapshot_copies = 0;   // of other nodes' snapshots
   std::int64_t snapshot_copy_bytes = 0;
@@ -45,6 +47,7 @@ struct AgentView {
   std::string node;
   int slots = 0;
   int workers = 0;
+  int warm_workers = 0;  // of them, ready for a rank
   bool registered = false;
   std::uint64_t node_id = 0;
   std::uint64_t epoch = 0;

@@ -35,4 +35,14 @@ void BatchLoader::WillNeed(std::int64_t first_draw, std::int64_t draws) const {
   order_->WillNeed(first_draw, draws);
 }
 
+absl::StatusOr<Corpora> OpenCorpora(const RunFile& run_file) {
+  Corpora corpora;
+  ASSIGN_OR_RETURN(corpora.train,
+                   BatchLoader::Open(run_file.data.train, run_file, /*shuffle=*/true));
+  if (run_file.data.valid.empty()) return corpora;
+  ASSIGN_OR_RETURN(corpora.valid,
+                   BatchLoader::Open(run_file.data.valid, run_file, /*shuffle=*/false));
+  return corpora;
+}
+
 }  // namespace paceline

@@ -40,4 +40,13 @@ class BatchLoader {
   std::vector<std::int32_t> targets_;
 };
 
+// The text that a run file names, open. No rank changes what is in it, so a process opens it once.
+struct Corpora {
+  std::unique_ptr<BatchLoader> train;
+  std::unique_ptr<BatchLoader> valid;  // null: no held-out text
+};
+
+// As BatchLoader::Open.
+absl::StatusOr<Corpora> OpenCorpora(const RunFile& run_file);
+
 }  // namespace paceline

@@ -69,14 +69,13 @@ Trainer::Trainer(const RunFile& run_file, const v1::RankStart& start, Generation
   totals_.set_rank(start.rank());
 }
 
-absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const RunFile& run_file,
-                                                         const v1::RankStart& start,
-                                                         GenerationControl& control,
-                                                         SendFunction send,
-                                                         std::optional<LiveState> held) {
+absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(
+    const RunFile& run_file, const v1::RankStart& start, GenerationControl& control,
+    SendFunction send, std::optional<LiveState> held, Corpora corpora) {
   RETURN_IF_ERROR(CheckRankStart(run_file, start));
   if (!start.live()) held.reset();  // its memory is wanted
   std::unique_ptr<Trainer> trainer(new Trainer(run_file, start, control, std::move(send)));
+  trainer->corpora_ = std::move(corpora);
   const SteadyTime begin = Tick();
   RETURN_IF_ERROR(trainer->Load(std::move(held)));
   trainer->totals_.set_load_seconds(SecondsBetween(begin, Tick()));
@@ -84,14 +83,14 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const RunFile& run_file
 }
 
 absl::Status Trainer::Load(std::optional<LiveState> held) {
-  ASSIGN_OR_RETURN(train_, BatchLoader::Open(run_file_.data.train, run_file_, /*shuffle=*/true));
-  if (!start_.corpus_digest().empty() && train_->order().digest() != start_.corpus_digest()) {
+  if (corpora_.train == nullptr) {
+    ASSIGN_OR_RETURN(corpora_, OpenCorpora(run_file_));
+  }
+  if (!start_.corpus_digest().empty() &&
+      corpora_.train->order().digest() != start_.corpus_digest()) {
     return absl::DataLossError(
         absl::StrCat("[data] train: the corpus is not the one the run began with (digest ",
-                     train_->order().digest(), ", expected ", start_.corpus_digest(), ")"));
-  }
-  if (!run_file_.data.valid.empty()) {
-    ASSIGN_OR_RETURN(valid_, BatchLoader::Open(run_file_.data.valid, run_file_, /*shuffle=*/false));
+                     corpora_.train->order().digest(), ", expected ", start_.corpus_digest(), ")"));
   }
   const ModelOptions options = {.micro_batch_size = run_file_.train.micro_batch_size,
                                 .sequence_length = run_file_.train.sequence_length,
@@ -268,9 +267,14 @@ void Trainer::LeaveGroups(const absl::Status& reason) {
 
 absl::Status Trainer::TrainSteps() {
   if (start_.live()) RETURN_IF_ERROR(ShareState());
+  const std::int64_t first = step_;
   while (!finished()) {
     phase_ = v1::RANK_PHASE_WINDOW;
     RETURN_IF_ERROR(WaitForWindow());
+    if (step_ == first) {
+      spdlog::info("generation {}: rank {} begins step {}", start_.key().generation(),
+                   start_.rank(), step_ + 1);
+    }
     phase_ = v1::RANK_PHASE_STEP;
     if (totals_.begin_seconds() == 0) {
       totals_.set_begin_seconds(std::max(1e-3, SecondsBetween(control_.peers_at(), Tick())));
@@ -318,7 +322,7 @@ absl::StatusOr<MicroBatch> Trainer::LoadMicroBatch(std::int64_t index) {
   const std::int64_t rows = run_file_.train.micro_batch_size;
   const std::int64_t first =
       step_ * run_file_.train.global_batch_size + micro_batches_.At(index) * rows;
-  return train_->Load(first, rows);
+  return corpora_.train->Load(first, rows);
 }
 
 absl::Status Trainer::ForwardBackward() {
@@ -384,9 +388,10 @@ absl::Status Trainer::Step() {
   const double data_wait_before = totals_.data_wait_seconds();
   const double pipeline_wait_before = executor_->wait_seconds();
   const double expert_wait_before = model_->expert_wait_seconds();
-  train_->WillNeed((step_ + 1) * run_file_.train.global_batch_size +
-                       micro_batches_.first * run_file_.train.micro_batch_size,
-                   micro_batches_.count * micro_batches_.stride * run_file_.train.micro_batch_size);
+  corpora_.train->WillNeed(
+      (step_ + 1) * run_file_.train.global_batch_size +
+          micro_batches_.first * run_file_.train.micro_batch_size,
+      micro_batches_.count * micro_batches_.stride * run_file_.train.micro_batch_size);
   RETURN_IF_ERROR(ForwardBackward());
   const SteadyTime computed = Tick();
   RETURN_IF_ERROR(ReduceScalars());
@@ -495,10 +500,10 @@ absl::Status Trainer::EvaluateIfDue() {
   const std::int64_t interval = run_file_.train.eval_interval_steps;
   // The end of a run is evaluated; where it only moves it comes back.
   const bool due = (finished() && !moves_) || (interval > 0 && step_ % interval == 0);
-  if (valid_ == nullptr || !due) return absl::OkStatus();
+  if (corpora_.valid == nullptr || !due) return absl::OkStatus();
   phase_ = v1::RANK_PHASE_EVALUATION;
   ASSIGN_OR_RETURN(v1::EvalRecord record,
-                   Evaluate(run_file_, *executor_, *valid_, *groups_, communication_));
+                   Evaluate(run_file_, *executor_, *corpora_.valid, *groups_, communication_));
   model_->ResetExpertTokens();
   if (start_.rank() != 0) return absl::OkStatus();
   record.set_step(step_);
@@ -529,7 +534,7 @@ void Trainer::CheckpointIfDue() {
   position.set_step(step_);
   position.set_sample(step_ * run_file_.train.global_batch_size);
   position.set_seed(run_file_.run.seed);
-  position.set_corpus_digest(train_->order().digest());
+  position.set_corpus_digest(corpora_.train->order().digest());
   const std::vector<SliceView> slices = SlicesToWrite(*model_, moments_, layout_, at_);
   checkpointer_->Write(position, reason, slices, ReplicatedArrays(*model_, moments_, layout_));
 }

@@ -18,6 +18,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/parallel_layout.h"
@@ -45,15 +46,13 @@ class Trainer {
  public:
   using SendFunction = std::function<void(v1::WorkerMessage)>;
 
-  // Builds model, optimizer and readers, and loads the checkpoint that `start` names, or goes on
-  // from `held`, which is empty after.
+  // Builds model, optimizer and, unless `corpora` has them, readers, and loads the checkpoint that
+  // `start` names, or goes on from `held`, which is empty after.
   // kInvalidArgument, kDataLoss, kFailedPrecondition: name the field, file or tensor. Where
   // `start`'s checkpoint is damaged, the payload kDamagedCheckpoint says so.
-  static absl::StatusOr<std::unique_ptr<Trainer>> Create(const RunFile& run_file,
-                                                         const v1::RankStart& start,
-                                                         GenerationControl& control,
-                                                         SendFunction send,
-                                                         std::optional<LiveState> held = {});
+  static absl::StatusOr<std::unique_ptr<Trainer>> Create(
+      const RunFile& run_file, const v1::RankStart& start, GenerationControl& control,
+      SendFunction send, std::optional<LiveState> held = {}, Corpora corpora = {});
 
   // Trains over `groups` to the last step, or to the step a stop was agreed on, writes
   // the last checkpoint, and says RankFinished. kAborted: the generation was aborted.
@@ -63,6 +62,8 @@ class Trainer {
   // After Run has failed, or instead of it, or where it moves: the state, if it is whole (no update
   // was under way). The trainer is of no use then.
   std::optional<LiveState> TakeState();
+  // For the next trainer of the run. This one is of no use then.
+  Corpora TakeCorpora() { return std::exchange(corpora_, {}); }
   // Run has ended before the last step, since the run goes on with other nodes.
   bool moves() const { return moves_; }
 
@@ -122,9 +123,8 @@ class Trainer {
   Stream expert_communication_;
   std::unique_ptr<Model> model_;
   OptimizerMoments moments_;
-  std::unique_ptr<BatchLoader> train_;
-  std::unique_ptr<BatchLoader> valid_;  // null: no held-out text
-  ParallelGroups* groups_ = nullptr;    // while Run runs
+  Corpora corpora_;
+  ParallelGroups* groups_ = nullptr;  // while Run runs
   std::unique_ptr<PipelineExecutor> executor_;
   std::unique_ptr<GradientReducer> reducer_;
   std::unique_ptr<Checkpointer> checkpointer_;

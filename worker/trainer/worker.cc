@@ -108,13 +108,54 @@ class Worker {
     Worker& worker_;
   };
 
+  // The run file, and what every rank of it needs: kept from one generation to the next.
+  struct Inputs {
+    std::string text;
+    RunFile run_file;
+    Corpora corpora;  // empty: a trainer has them
+  };
+
   // Nothing once the worker is to exit.
   absl::StatusOr<std::optional<Assignment>> NextAssignment() {
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return next_.has_value() || exit_ || !agent_.ok(); });
-    if (exit_) return std::optional<Assignment>();
-    RETURN_IF_ERROR(agent_);
-    return std::exchange(next_, std::nullopt);
+    while (true) {
+      changed_.wait(
+          lock, [&] { return next_.has_value() || exit_ || !agent_.ok() || warm_up_.has_value(); });
+      if (exit_) return std::optional<Assignment>();
+      RETURN_IF_ERROR(agent_);
+      if (next_.has_value()) return std::exchange(next_, std::nullopt);
+      const std::string run_file = *std::exchange(warm_up_, std::nullopt);
+      lock.unlock();
+      WarmUp(run_file);
+      lock.lock();
+    }
+  }
+
+  void WarmUp(const std::string& run_file) {
+    absl::Status loaded = TakeInputs(run_file);
+    if (loaded.ok()) {
+      absl::StatusOr<Corpora> corpora = OpenCorpora(inputs_->run_file);
+      loaded = corpora.status();
+      if (corpora.ok()) inputs_->corpora = *std::move(corpora);
+    }
+    // A rank that begins here tries again, and reports it.
+    if (loaded.ok()) {
+      spdlog::info("has loaded what a rank needs");
+    } else {
+      spdlog::warn("not all could be loaded: {}", loaded.ToString());
+    }
+    v1::WorkerMessage message;
+    message.mutable_warm();
+    session_.Send(std::move(message));
+  }
+
+  // Makes `inputs_` those of the run file `text`.
+  absl::Status TakeInputs(const std::string& text) {
+    if (inputs_.has_value() && inputs_->text == text) return absl::OkStatus();
+    inputs_.reset();
+    ASSIGN_OR_RETURN(RunFile run_file, ParseRunFile(text, "run.toml", "/", {}));
+    inputs_ = Inputs{text, std::move(run_file), {}};
+    return absl::OkStatus();
   }
 
   // Into the rank's log, where nobody else takes the output there: mpirun's would mix the ranks'.
@@ -129,14 +170,17 @@ class Worker {
 
   absl::Status Train(const v1::RankStart& start, GenerationControl& control) {
     if (mpi_ != nullptr) RETURN_IF_ERROR(Redirect(start.log_path()));
-    ASSIGN_OR_RETURN(const RunFile run_file, ParseRunFile(start.run_file(), "run.toml", "/", {}));
+    RETURN_IF_ERROR(TakeInputs(start.run_file()));
+    const RunFile& run_file = inputs_->run_file;
     const auto send = [this](v1::WorkerMessage message) { session_.Send(std::move(message)); };
     ASSIGN_OR_RETURN(const auto trainer,
-                     Trainer::Create(run_file, start, control, send, std::exchange(held_, {})));
+                     Trainer::Create(run_file, start, control, send, std::exchange(held_, {}),
+                                     std::exchange(inputs_->corpora, {})));
     const Watched watched(*this, trainer.get());
     absl::Status trained = Train(run_file, start, control, *trainer);
     moved_ = trained.ok() && trainer->moves();
     if (!trained.ok() || moved_) held_ = trainer->TakeState();
+    inputs_->corpora = trainer->TakeCorpora();
     return trained.ok() || control.status().ok() ? trained : control.status();
   }
 
@@ -244,6 +288,9 @@ class Worker {
         generation_ = command.start().key().generation();
         next_ = Assignment{command.start(), control_};
         break;
+      case v1::WorkerCommand::kWarmUp:
+        warm_up_ = command.warm_up().run_file();
+        break;
       case v1::WorkerCommand::kPeers:
         if (IsCurrent(command.peers().key())) control_->SetPeers(command.peers());
         break;
@@ -302,10 +349,12 @@ class Worker {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::optional<Assignment> next_;
+  std::optional<std::string> warm_up_;          // the run file to load
   std::shared_ptr<GenerationControl> control_;  // of the latest assignment
   std::uint64_t generation_ = 0;
   const Trainer* trainer_ = nullptr;
   std::optional<LiveState> held_;  // the step thread's
+  std::optional<Inputs> inputs_;   // likewise
   bool moved_ = false;             // likewise: the last generation ended for one with other nodes
   bool exit_ = false;
   absl::Status agent_;
@@ -315,7 +364,7 @@ class Worker {
 }  // namespace
 
 absl::Status RunWorker(const WorkerOptions& options) {
-  ASSIGN_OR_RETURN(const auto session, AgentSession::Connect(options.agent_socket, options.slot,
+  ASSIGN_OR_RETURN(const auto session, AgentSession::Connect(options.agent_socket, options.seat,
                                                              options.connect_timeout));
   Worker worker(*session, options.mpi);
   return worker.Run();

@@ -1,5 +1,6 @@
 // The worker process: one slot of a node. Says Hello to its agent, is told a rank, trains it, and
 // is told the next thing; the agent's death ends it.
+//   waiting --WarmUp--> the run file and its corpora loaded, waiting
 //   waiting --RankStart--> training --RankFinished--> waiting --ExitWorker--> gone
 //   training --AbortGeneration--> RankLeft, waiting
 //   training --a peer is gone--> RankFailed, RankLeft, waiting
@@ -19,7 +20,7 @@ namespace paceline {
 
 struct WorkerOptions {
   std::string agent_socket;
-  int slot = 0;
+  int seat = 0;  // the agent's place for this process
   std::chrono::milliseconds connect_timeout{10'000};
   MpiJob* mpi = nullptr;  // the job that this process is a rank of; null: its agent started it
 };
