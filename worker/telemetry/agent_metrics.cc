@@ -145,6 +145,7 @@ double CpuSeconds() {
 
 }  // namespace
 
+// Long: a table.
 std::vector<MetricFamily> AgentMetricFamilies(const AgentView& view, const std::string& host,
                                               const std::string& version) {
   std::vector<MetricFamily> families;
