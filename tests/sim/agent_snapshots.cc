@@ -120,7 +120,7 @@ void Agent::TakeSnapshots(std::int64_t step) {
   const std::int64_t interval = world_.options_.snapshot_interval;
   if (interval == 0 || step % interval != 0) return;
   for (const std::int32_t rank : ranks_) {
-    if (world_.random_.OneIn(10)) continue;  // left out: the one before is not whole yet
+    if (world_.random_.OneIn(world_.options_.snapshots_per_omission)) continue;
     world_.After(milliseconds(world_.random_.Between(1, 300)),
                  [this, rank, step, key = generation_->key(), incarnation = incarnation_] {
                    if (alive_ && incarnation == incarnation_ && Holds(key)) Take(key, rank, step);

@@ -67,6 +67,7 @@ struct Options {
   std::int64_t self_tests_per_failure = 0;
   std::int64_t deaths_per_lost_machine = 0;  // with its memory, of agents' deaths
   std::int64_t snapshot_interval = 0;        // steps; 0: none are taken
+  std::int64_t snapshots_per_omission = 0;   // the one before is not whole yet
   bool agents_come_back = true;              // somebody starts a dead one again
   std::optional<std::int64_t> stop_at_step;  // the user stops it there, then resumes
   // Called after every step of a generation: what a scenario does by hand.

@@ -47,19 +47,14 @@ Result ExpectCompleted(const Options& options) {
   return result;
 }
 
-// Of 36 steps without a checkpoint most are kept. A snapshot may be left out on either side, and
-// the copy of the last one may still have been under way.
 TEST(BuddyTest, WhatALostMachineHeldIsTakenUpFromItsBuddy) {
-  int within_two_intervals = 0;
   for (int seed = 1; seed <= kSeeds; ++seed) {
     for (const int victim : {0, 1}) {
       Options options = TwoStages(seed);
       options.on_step = Once(36, [victim](Simulation& world) { world.KillMachineOf(victim); });
-      const Result result = ExpectCompleted(options);
-      if (result.status.lost_steps() <= 2 * kInterval) ++within_two_intervals;
+      EXPECT_LE(ExpectCompleted(options).status.lost_steps(), 2 * kInterval) << "seed " << seed;
     }
   }
-  EXPECT_GE(within_two_intervals, 2 * kSeeds * 3 / 4);
 }
 
 TEST(BuddyTest, AMachineThatIsLostWithItsBuddyCostsWhatTheCheckpointHasNot) {
@@ -89,7 +84,7 @@ TEST(BuddyTest, OneMachineAfterTheOtherIsLost) {
       second(world, step);
       third(world, step);
     };
-    EXPECT_LE(ExpectCompleted(options).status.lost_steps(), 3 * 4 * kInterval) << "seed " << seed;
+    EXPECT_LE(ExpectCompleted(options).status.lost_steps(), 3 * 2 * kInterval) << "seed " << seed;
   }
 }
 
@@ -107,6 +102,7 @@ Options LossesOf(std::uint64_t seed) {
   options.steps = 120;
   options.checkpoint_interval = random.Between(1, 3) * 15;
   options.snapshot_interval = random.Between(1, 3) * 4;
+  if (random.OneIn(2)) options.snapshots_per_omission = random.Between(2, 10);
   options.dedicated_nodes = random.OneIn(2);
   options.steps_per_agent_death = random.Between(15, 80);
   options.deaths_per_lost_machine = random.Between(1, 3);
