@@ -142,6 +142,27 @@ TEST_F(WarmWorkersTest, OneThatHasNotSaidHelloGetsNoRank) {
   EXPECT_EQ(spawned[0].rank, 1);
 }
 
+// It may be stopped, and the generation would wait for it as long as a start may take.
+TEST_F(WarmWorkersTest, OneThatHasFallenSilentGetsNoRank) {
+  StepWithOneWarm();
+  Advance(1001ms);
+  LoseOne();
+  const auto spawned = Of<SpawnWorker>(Told(StartWith(2)));
+  ASSERT_EQ(spawned.size(), 1u);
+  EXPECT_EQ(spawned[0].rank, 1);
+}
+
+TEST_F(WarmWorkersTest, OneThatStaysSilentIsReplaced) {
+  StepWithOneWarm();
+  EXPECT_TRUE(Of<KillWorker>(Advance(4s)).empty());
+  const auto killed = Of<KillWorker>(Advance(1ms));
+  ASSERT_EQ(killed.size(), 1u);
+  EXPECT_EQ(killed[0].seat, 2);
+  EXPECT_TRUE(Of<KillWorker>(Advance(1s)).empty()) << "it has been";
+  Ends(2, {.signal = SIGKILL});
+  EXPECT_EQ(Of<SpawnWorker>(Advance(1s)).size(), 1u);
+}
+
 TEST_F(WarmWorkersTest, ItsDeathIsNobodysFailureAndItIsReplacedEverLater) {
   StepWithOneWarm();
   auto pause = 1s;
@@ -193,7 +214,10 @@ TEST_F(WarmWorkersTest, TheyAreForgottenWithTheRun) {
 TEST_F(WarmWorkersTest, WithoutAnotherGenerationTheyAreEnded) {
   StepWithOneWarm();
   LoseOne();
-  EXPECT_TRUE(Of<KillWorker>(Advance(3599s)).empty());
+  for (int second = 1; second < 3600; ++second) {
+    EXPECT_TRUE(Of<KillWorker>(Advance(1s)).empty());
+    Loads(2);
+  }
   EXPECT_EQ(Of<KillWorker>(Advance(1s)).size(), 1u);
 }
 

@@ -203,7 +203,8 @@ class AgentCore {
     std::string log_path;
     std::uint64_t session = 0;  // 0: not connected yet
     bool session_open = false;
-    bool loaded = false;  // warm: it has said so
+    bool loaded = false;  // warm: it has said so,
+    SteadyTime heard_at;  // and when last, or was started
     bool ready = false;   // its state is there
     bool finished = false;
     bool moves = false;  // so that it will leave
@@ -275,13 +276,14 @@ class AgentCore {
   void Begin(const Key& key, Generation& generation);
   // The seat of the slot's worker; -1: it has none.
   int SeatOf(int slot) const;
-  // The seat of the run's warm worker that is furthest; -1: there is none.
+  // The seat of a warm worker of the run that is ready; -1: there is none.
   int WarmSeat(const std::string& run_id) const;
   // One that is empty, the slot's own if it is.
   int FreeSeat(int slot) const;
   // Starts what the run files ask for, one at a time, and not before every rank here has completed
   // a step: a recovery needs the processors itself.
   void KeepWarm();
+  void EndSilentWarm();
   void StartWarm(const v1::StartGeneration& start);
   void OnWarmHello(int seat, bool same_release);
   void OnWarmEnded(int seat);

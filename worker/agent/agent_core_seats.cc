@@ -10,6 +10,9 @@
 namespace paceline {
 namespace {
 
+// Warm workers say that they live four times a second: one that is silent for longer may be
+// stopped, and a generation would wait for it.
+constexpr std::chrono::milliseconds kWarmSilenceMax{1000};
 constexpr std::chrono::milliseconds kWarmPauseMin{1000};
 constexpr std::chrono::milliseconds kWarmPauseMax{60'000};
 
@@ -37,17 +40,15 @@ int AgentCore::SeatOf(int slot) const {
 }
 
 int AgentCore::WarmSeat(const std::string& run_id) const {
-  int best = -1;
   for (std::size_t seat = 0; seat < seats_.size(); ++seat) {
     const std::optional<Worker>& worker = seats_[seat];
-    if (!worker.has_value() || worker->slot >= 0 || worker->key.first != run_id ||
-        !worker->session_open || !worker->idle_until.has_value() || worker->exit.has_value()) {
-      continue;
+    if (!worker.has_value() || worker->slot >= 0 || worker->key.first != run_id) continue;
+    if (worker->loaded && worker->session_open && !worker->exit.has_value() &&
+        worker->idle_until.has_value() && now_.steady <= worker->heard_at + kWarmSilenceMax) {
+      return static_cast<int>(seat);
     }
-    if (worker->loaded) return static_cast<int>(seat);
-    if (best < 0) best = static_cast<int>(seat);
   }
-  return best;
+  return -1;
 }
 
 int AgentCore::FreeSeat(int slot) const {
@@ -120,7 +121,17 @@ void AgentCore::Begin(const Key& key, Generation& generation) {
   RemoveUnusedSnapshots();
 }
 
+void AgentCore::EndSilentWarm() {
+  for (std::size_t seat = 0; seat < seats_.size(); ++seat) {
+    const std::optional<Worker>& worker = seats_[seat];
+    if (!worker.has_value() || worker->slot >= 0) continue;
+    const auto limit = worker->loaded ? timeouts_.lease : timeouts_.startup;
+    if (now_.steady > worker->heard_at + limit) EndIdle(static_cast<int>(seat));
+  }
+}
+
 void AgentCore::KeepWarm() {
+  EndSilentWarm();
   if (ending_.has_value() || (warm_due_.has_value() && now_.steady < *warm_due_)) return;
   warm_due_.reset();
   for (auto& [key, generation] : generations_) {
@@ -154,6 +165,7 @@ void AgentCore::StartWarm(const v1::StartGeneration& start) {
   worker.log_path = start.run_dir() + "/logs/warm-" + node_name_ + ".log";
   worker.idle = true;
   worker.idle_until = SteadyTime::max();
+  worker.heard_at = now_.steady;
   const SpawnWorker spawn{seat, start.key(), std::nullopt, worker.log_path};
   seats_[static_cast<std::size_t>(seat)] = std::move(worker);
   ++counters_.worker_starts;

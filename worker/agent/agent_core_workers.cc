@@ -59,7 +59,10 @@ void AgentCore::On(const WorkerSaid& event) {
   if (worker == nullptr) return;
   if (event.message.has_hello()) return OnHello(event.seat, event.session, event.message.hello());
   if (worker->session != event.session) return;
-  if (event.message.has_warm()) worker->loaded = true;
+  if (event.message.has_warm()) {
+    worker->loaded = true;
+    worker->heard_at = now_.steady;
+  }
   if (worker->idle) return;
   const v1::GenerationKey* key = KeyOf(event.message);
   if (key != nullptr && Key{key->run_id(), key->generation()} != worker->key) {

@@ -144,6 +144,12 @@ class Worker {
     } else {
       spdlog::warn("not all could be loaded: {}", loaded.ToString());
     }
+    const std::lock_guard lock(mutex_);
+    warm_ = true;
+    SendWarm();
+  }
+
+  void SendWarm() {
     v1::WorkerMessage message;
     message.mutable_warm();
     session_.Send(std::move(message));
@@ -331,6 +337,7 @@ class Worker {
     v1::RankProgress& progress = *message.mutable_progress();
     {
       const std::lock_guard lock(mutex_);
+      if (warm_ && control_ == nullptr) SendWarm();
       if (trainer_ == nullptr) return;
       progress = trainer_->progress();
       const CommunicatorProgress communication = control_->communication();
@@ -350,6 +357,7 @@ class Worker {
   std::condition_variable changed_;
   std::optional<Assignment> next_;
   std::optional<std::string> warm_up_;          // the run file to load
+  bool warm_ = false;                           // it has been, as far as it could be
   std::shared_ptr<GenerationControl> control_;  // of the latest assignment
   std::uint64_t generation_ = 0;
   const Trainer* trainer_ = nullptr;
