@@ -33,7 +33,7 @@ std::vector<v1::Fact> History() {
 TEST(StateTest, TheHistoryHoldsEveryKindOfFact) {
   std::set<v1::Fact::BodyCase> kinds;
   for (const v1::Fact& fact : History()) kinds.insert(fact.body_case());
-  EXPECT_EQ(kinds.size(), 13u);
+  EXPECT_EQ(kinds.size(), 14u);
 }
 
 TEST(StateTest, ASnapshotAndTheTailGiveWhatFullReplayGives) {
