@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -19,7 +20,9 @@
 #include <memory>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <stop_token>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -115,16 +118,20 @@ class Session : public grpc::ClientBidiReactor<v1::AgentMessage, v1::Coordinator
   }
   void OnReadDone(bool ok) override {
     if (!ok) return;
+    if (in_.has_start()) rank_ = in_.start().assignments(0).rank();
     told_.Add(in_.body_case());
     StartRead(&in_);
   }
   void OnDone(const grpc::Status& status) override { told_.Ended(status); }
+
+  std::int32_t rank() const { return rank_; }  // that the node was told to start
 
  private:
   Told& told_;
   std::unique_ptr<v1::Coordinator::Stub> stub_;
   grpc::ClientContext context_;
   v1::CoordinatorMessage in_;
+  std::atomic<std::int32_t> rank_{0};
   std::mutex mutex_;
   std::deque<v1::AgentMessage> out_;
 };
@@ -224,24 +231,26 @@ v1::GenerationKey FirstGeneration() {
   return key;
 }
 
-// Each session's heartbeat once in kHeartbeat, spread evenly, until `seconds` are over.
-void SendHeartbeats(std::vector<std::unique_ptr<Session>>& sessions, int seconds, bool of_ranks) {
+// Each session's heartbeat once in kHeartbeat, spread evenly, until `seconds` are over or a stop is
+// asked for.
+void SendHeartbeats(std::vector<std::unique_ptr<Session>>& sessions, int seconds, bool of_ranks,
+                    const std::stop_token& stop = {}) {
   const Clock::time_point begin = Clock::now();
   const auto count = static_cast<std::int64_t>(sessions.size());
-  for (std::int64_t i = 0; i < seconds * count; ++i) {
+  for (std::int64_t i = 0; i < seconds * count && !stop.stop_requested(); ++i) {
     PauseUntil(begin + kHeartbeat * i / count);
-    const std::int64_t node = i % count;
+    Session& session = *sessions[static_cast<std::size_t>(i % count)];
     v1::AgentMessage message;
     v1::Heartbeat& heartbeat = *message.mutable_heartbeat();
     if (of_ranks) {
       v1::NodeProgress& progress = *heartbeat.add_progress();
       *progress.mutable_key() = FirstGeneration();
       v1::RankProgress& rank = *progress.add_ranks();
-      rank.set_rank(static_cast<std::int32_t>(node));
+      rank.set_rank(session.rank());
       rank.set_step(i / count);
       rank.set_phase(v1::RANK_PHASE_STEP);
     }
-    sessions[static_cast<std::size_t>(node)]->Say(std::move(message));
+    session.Say(std::move(message));
   }
 }
 
@@ -258,6 +267,9 @@ void Bench(const std::string& bin, int nodes, int seconds) {
     sessions.push_back(std::make_unique<Session>(server.address, server.token, told));
     sessions.back()->Say(Registration(node));
   }
+  std::jthread alive([&sessions](const std::stop_token& stop) {
+    SendHeartbeats(sessions, /*seconds=*/600, /*of_ranks=*/false, stop);
+  });
   told.WaitFor(v1::CoordinatorMessage::kRegistered, count);
   std::printf("%d sessions registered: %.2f s, %.2f CPU s of the coordinator\n", nodes,
               SecondsSince(begin), CpuSecondsOf(pid) - cpu_before);
@@ -268,17 +280,20 @@ void Bench(const std::string& bin, int nodes, int seconds) {
   told.WaitFor(v1::CoordinatorMessage::kStart, count);
   std::printf("a run of them all: every node has its plan %.2f s after the submission",
               SecondsSince(begin));
-  for (int node = 0; node < nodes; ++node) {
+  for (const std::unique_ptr<Session>& session : sessions) {
     v1::AgentMessage message;
     *message.mutable_ready()->mutable_key() = FirstGeneration();
-    message.mutable_ready()->set_rank(node);
-    message.mutable_ready()->set_address(absl::StrCat("192.168.100.100:", 10'000 + node));
-    sessions[static_cast<std::size_t>(node)]->Say(std::move(message));
+    message.mutable_ready()->set_rank(session->rank());
+    message.mutable_ready()->set_address(
+        absl::StrCat("192.168.100.100:", 10'000 + session->rank()));
+    session->Say(std::move(message));
   }
   told.WaitFor(v1::CoordinatorMessage::kPeers, count);
   std::printf(", every rank its peers' addresses after %.2f s; %.2f CPU s\n", SecondsSince(begin),
               CpuSecondsOf(pid) - cpu);
 
+  alive.request_stop();
+  alive.join();
   cpu = CpuSecondsOf(pid);
   begin = Clock::now();
   SendHeartbeats(sessions, seconds, /*of_ranks=*/true);
