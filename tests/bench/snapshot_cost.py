@@ -106,8 +106,9 @@ def main():
             sys.exit("no thread named \"snapshot\" has run")
         cpu = [run["cpu_seconds"] / run["steps"] for run in (with_them, without)]
         ratios.append(100 * (cpu[0] / cpu[1] - 1))
-        print(f"stall {stalls[-1]:.3f} % of a step; {shares[-1]:.3f} % of the CPU; CPU {cpu[0] * 1e3:.1f} ms a rank and step, "
-              f"{cpu[1] * 1e3:.1f} without: {ratios[-1]:+.2f} %", flush=True)
+        print(f"stall {stalls[-1]:.3f} % of a step; {shares[-1]:.3f} % of the CPU; "
+              f"CPU {cpu[0] * 1e3:.1f} ms a rank and step, {cpu[1] * 1e3:.1f} without: "
+              f"{ratios[-1]:+.2f} %", flush=True)
     for name, values in (("of a step, standing still", stalls), ("of the processor time", shares),
                          ("processor time, with over without", ratios)):
         print(f"| {name} | {statistics.median(values):.2f} % | {min(values):.2f} to "

@@ -128,7 +128,7 @@ std::int64_t RankOutcome::finished_step() const {
 std::vector<RankOutcome> TrainInProcess(const RunFile& run_file, int ranks,
                                         const InProcessOptions& options) {
   // As the programs do: the logger is made before the threads that use it.
-  static const absl::Status logging = SetUpLogging({.program = "test"});
+  static const absl::Status logging = SetUpLogging({.program = "test", .level = "warning"});
   PACELINE_CHECK(logging.ok());
   std::vector<RankOutcome> outcomes(static_cast<std::size_t>(ranks));
   Rendezvous rendezvous(ranks);
