@@ -8,6 +8,15 @@
 #include "coordinator/core/limits.h"
 
 namespace paceline::core {
+namespace {
+
+// What corrupt state has been mixed into is no place to go on from.
+bool MayBeCorrupt(const Run& run) {
+  return run.failure.cause() == v1::FAILURE_CAUSE_CORRUPT_STATE ||
+         run.failure.cause() == v1::FAILURE_CAUSE_REPLICAS_DIFFER;
+}
+
+}  // namespace
 
 void Core::Impl::NoteHeld(NodeId id, const v1::GenerationGone& gone) {
   const Run* run = state_.FindRun(gone.key().run_id());
@@ -34,7 +43,7 @@ void Core::Impl::NoteHeld(NodeId id, const v1::GenerationGone& gone) {
 
 RestorePoint Core::Impl::RestoreWith(const Run& run, const Plan& plan) const {
   const auto known = held_.find(run.id());
-  Held held = known == held_.end() ? Held() : known->second;
+  Held held = known == held_.end() || MayBeCorrupt(run) ? Held() : known->second;
   if (const auto bad = distrusted_.find(run.id()); bad != distrusted_.end()) {
     for (const auto& [node, rank] : bad->second) {
       if (const auto at = held.snapshots.find(node); at != held.snapshots.end()) {
@@ -53,11 +62,10 @@ std::string Core::Impl::WhyFromDisk(const Run& run, const RestorePoint& restore)
   const std::string from = run.checkpoints.empty()
                                ? "from the beginning"
                                : absl::StrCat("from the checkpoint of step ", run.CommittedStep());
-  if (run.failure.cause() == v1::FAILURE_CAUSE_CORRUPT_STATE ||
-      run.failure.cause() == v1::FAILURE_CAUSE_REPLICAS_DIFFER) {
-    return absl::StrCat("what memory holds may be corrupt: ", from);
+  if (MayBeCorrupt(run)) return absl::StrCat("what memory holds may be corrupt: ", from);
+  if (!restore.missing) {
+    return absl::StrCat("memory holds no step that ranks of this layout could begin from: ", from);
   }
-  if (!restore.missing) return absl::StrCat("memory holds no step as a whole: ", from);
   const v1::Layout& layout = run.plan.layout();
   const std::int32_t state = core::StateOf(layout, *restore.missing);
   const auto name = [this](NodeId id) {

@@ -213,6 +213,9 @@ void Core::Impl::EndGeneration(std::string run_id, const std::string& reason,
   while (!open.checkpoints.empty()) {
     DiscardInFlight(open, open.checkpoints.begin()->first, "its generation ended");
   }
+  // A recovery that was not told, because nobody said when it had its first step, is over all the
+  // same.
+  if (run.phases.phase() == v1::RUN_PHASE_TRAINING) recoveries_.erase(run_id);
   v1::Fact fact;
   v1::GenerationEnded& ended = *fact.mutable_generation_ended();
   *ended.mutable_key() = open.key;

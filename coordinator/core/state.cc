@@ -339,7 +339,8 @@ absl::Status Apply(State& state, const v1::Fact& fact, const v1::CheckpointCommi
                               .tokens = commit.tokens()});
   run->ledger_digest = commit.ledger_digest();
   run->in_vain = 0;
-  run->phases.Enter(v1::RUN_PHASE_TRAINING, fact.at_ms());  // older journals tell no first step
+  // Older journals tell no first step.
+  if (step > run->plan.start_step()) run->phases.Enter(v1::RUN_PHASE_TRAINING, fact.at_ms());
   run->tokens = commit.tokens();
   std::erase_if(run->windows, [step](const v1::Window& w) { return w.end_step() <= step; });
   if (!run->windows.empty()) {

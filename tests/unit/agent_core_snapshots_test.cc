@@ -36,8 +36,8 @@ class AgentSnapshotsTest : public AgentCoreTest {
     return Ends(1, {.signal = SIGKILL});
   }
   // Generation 2 goes on from step 20 in memory: rank 0 from its own snapshot, rank 1 from rank
-  // `from`'s.
-  v1::CoordinatorMessage GoOn(int from) {
+  // `from`'s on `node`.
+  v1::CoordinatorMessage GoOn(int from, const std::string& node = "node-3") {
     v1::CoordinatorMessage message = Start(2);
     message.mutable_start()->set_start_step(20);
     message.mutable_start()->set_live(true);
@@ -45,7 +45,7 @@ class AgentSnapshotsTest : public AgentCoreTest {
       v1::SnapshotSource& source = *message.mutable_start()->add_sources();
       source.set_to(to);
       source.set_from(to == 0 ? 0 : from);
-      source.set_node(to == 0 ? "node-0" : "node-3");
+      source.set_node(to == 0 ? "node-0" : node);
       source.set_address("127.0.0.1:7003");
     }
     return message;
@@ -86,7 +86,7 @@ TEST_F(AgentSnapshotsTest, WhatLiesHereNeedNotCome) {
   Takes(0, 20);
   Handle(SnapshotCopied{Key(1), 5, {}, 20, 100});
   EndWithoutWorkers();
-  const auto actions = Told(GoOn(/*from=*/5));
+  const auto actions = Told(GoOn(/*from=*/5, "node-0"));
   EXPECT_TRUE(Of<FetchSnapshots>(actions).empty());
   EXPECT_EQ(Of<SpawnWorker>(actions).size(), 2u);
   const v1::RankStart own = Of<TellWorker>(Hello(0)).at(0).command.start();
@@ -96,6 +96,19 @@ TEST_F(AgentSnapshotsTest, WhatLiesHereNeedNotCome) {
   EXPECT_EQ(copy.restore_folder(), "/snapshots/run/node-0/copies");
   EXPECT_EQ(copy.restore_rank(), 5);
   EXPECT_EQ(copy.snapshot_folder(), "/snapshots/run/node-0");
+}
+
+// What lies here was found damaged, and another node's is named in its place.
+TEST_F(AgentSnapshotsTest, AnotherNodesIsFetchedThoughOneLiesHere) {
+  RunWithCopy();
+  Takes(0, 20);
+  Handle(SnapshotCopied{Key(1), 5, {}, 20, 100});
+  EndWithoutWorkers();
+  const auto fetches = Of<FetchSnapshots>(Told(GoOn(/*from=*/5, "node-3")));
+  ASSERT_EQ(fetches.size(), 1u);
+  ASSERT_EQ(fetches[0].sources.size(), 1u);
+  EXPECT_EQ(fetches[0].sources[0].from(), 5);
+  EXPECT_EQ(Of<SpawnWorker>(Fetched(fetches[0], absl::OkStatus())).size(), 2u);
 }
 
 TEST_F(AgentSnapshotsTest, WorkersStartWhenTheirStateHasCome) {

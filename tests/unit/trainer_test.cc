@@ -185,6 +185,33 @@ TEST(TrainerTest, AnotherCorpusThanTheRunBeganWithIsRefused) {
   EXPECT_NE(trainer.status().message().find("[data] train"), std::string::npos);
 }
 
+// A process that was another rank may hold the same step of another share of the model.
+TEST(TrainerTest, WhereASnapshotIsNamedWhatTheProcessHoldsIsNotTakenUp) {
+  const TempFolder folder;
+  const RunFile run = TinyRun(folder.path(), 20'000);
+  v1::RankStart start;
+  v1::Layout& layout = *start.mutable_layout();
+  layout.set_pipeline(1);
+  layout.set_data(1);
+  layout.set_expert(1);
+  layout.set_virtual_stages(1);
+  layout.set_schedule("1f1b");
+  start.set_live(true);
+  start.set_start_step(7);
+  const auto begin_from = [&](const std::string& snapshots) {
+    start.set_restore_folder(snapshots);
+    GenerationControl control(start);
+    return Trainer::Create(
+               run, start, control, [](v1::WorkerMessage) {}, LiveState{.step = 7})
+        .status();
+  };
+  // There is none in the folder.
+  EXPECT_NE(begin_from(folder.path()).message().find("does not hold the state of step 7 any more"),
+            std::string::npos);
+  // Without one it takes up what it holds, and finds that it is not this rank's.
+  EXPECT_EQ(begin_from("").code(), absl::StatusCode::kFailedPrecondition);
+}
+
 TEST(TrainerTest, ARankOutsideOfItsLayoutIsRefused) {
   const TempFolder folder;
   const RunFile run = TinyRun(folder.path(), 20'000);

@@ -1,7 +1,9 @@
-// AgentCore's third part: the snapshots that the node keeps, of its own ranks and of others'.
+// AgentCore's fourth part: the snapshots that the node keeps, of its own ranks and of others'.
 #include <algorithm>
 #include <utility>
 
+#include "common/run_file.h"
+#include "common/timeouts.h"
 #include "worker/agent/agent_core.h"
 #include "worker/agent/snapshot_folder.h"
 
@@ -57,7 +59,13 @@ void AgentCore::BeginFetching(Generation& generation) {
   const v1::StartGeneration& start = generation.start;
   if (!start.live() || snapshot_root_.empty()) return;  // then the rank says what it lacks
   FetchSnapshots fetch{.key = start.key(), .step = start.start_step(), .limit = timeouts_.startup};
+  if (const auto run_file = ParseRunFile(start.run_file(), "run.toml", "/", {}); run_file.ok()) {
+    fetch.limit = TimeoutsFor(run_file->failure).startup;
+  }
   for (const v1::SnapshotSource& source : start.sources()) {
+    if (source.node() != node_name_) {
+      snapshots_.Drop(start.key(), source.from(), start.start_step());
+    }
     const SnapshotPlace place = snapshots_.Find(start.key(), source.from(), start.start_step());
     if (place != SnapshotPlace::kNowhere) continue;
     generation.fetching.insert(source.to());

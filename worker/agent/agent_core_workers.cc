@@ -1,4 +1,4 @@
-// AgentCore's other half: what workers say, and how they end.
+// AgentCore's second part: what workers say, and how they end.
 #include <algorithm>
 #include <utility>
 

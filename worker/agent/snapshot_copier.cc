@@ -187,6 +187,10 @@ absl::StatusOr<SnapshotCopier::Batch::Pulled> SnapshotCopier::Batch::Receive(
   const v1::SnapshotHead told = chunk.head();
   RETURN_IF_ERROR(CheckHead(request, told));
   const std::string folder = Folder(request.run_id());
+  {
+    const std::lock_guard lock(mutex_);
+    if (cancelled_) return absl::CancelledError("the generation has ended");
+  }
   std::error_code ignored;  // what fails shows when the file is opened
   std::filesystem::create_directories(folder, ignored);
   const SnapshotTurn turn = NextSnapshot(folder,

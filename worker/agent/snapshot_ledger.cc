@@ -89,6 +89,14 @@ void SnapshotLedger::OnLost(const v1::GenerationKey& key, std::int32_t rank, std
   if (Run* run = Find(key)) run->copies[rank].erase(step);
 }
 
+void SnapshotLedger::Drop(const v1::GenerationKey& key, std::int32_t rank, std::int64_t step) {
+  Run* run = Find(key);
+  if (run == nullptr) return;
+  for (Steps* held : {&run->own, &run->copies}) {
+    if (const auto found = held->find(rank); found != held->end()) found->second.erase(step);
+  }
+}
+
 bool SnapshotLedger::Forget(const v1::GenerationKey& key) {
   const auto run = runs_.find(key.run_id());
   if (run == runs_.end() || run->second.generation > key.generation()) return false;

@@ -48,6 +48,8 @@ class SnapshotLedger {
   void OnCopied(const v1::GenerationKey& key, std::int32_t rank, std::int64_t step);
   // The copy is being written over.
   void OnLost(const v1::GenerationKey& key, std::int32_t rank, std::int64_t step);
+  // What lies here of it is not to be begun from: another node's was named instead.
+  void Drop(const v1::GenerationKey& key, std::int32_t rank, std::int64_t step);
   // The run goes on without what is held up to this generation. True: something may lie here.
   bool Forget(const v1::GenerationKey& key);
 

@@ -110,8 +110,13 @@ std::optional<SnapshotReader> SnapshotServer::Impl::Find(
     const v1::ReadSnapshotRequest& request) const {
   std::optional<SnapshotReader> found =
       Look(SnapshotFolder(options.root, request.run_id(), options.node), request);
-  if (found.has_value() || request.at_step() == 0) return found;
-  return Look(SnapshotCopiesFolder(options.root, request.run_id(), options.node), request);
+  if (request.at_step() == 0) return found;
+  std::optional<SnapshotReader> copy =
+      Look(SnapshotCopiesFolder(options.root, request.run_id(), options.node), request);
+  // Both may be of that step, and the older one of a lineage that was left.
+  const bool newer = copy.has_value() &&
+                     (!found.has_value() || copy->head().generation > found->head().generation);
+  return newer ? std::move(copy) : std::move(found);
 }
 
 std::optional<SnapshotReader> SnapshotServer::Impl::Await(const grpc::ServerContext& context,

@@ -124,10 +124,11 @@ absl::Status Trainer::TakeUp(std::optional<LiveState> held) {
       start_.transfers().begin(), start_.transfers().end(),
       [this](const v1::StateTransfer& transfer) { return transfer.to() == start_.rank(); });
   if (receives) return absl::OkStatus();
-  if (held.has_value() && held->step == step_) {
+  const bool told = !start_.restore_folder().empty();
+  // Where a snapshot is named, what the process holds of that step may be another share's.
+  if (!told && held.has_value() && held->step == step_) {
     RETURN_IF_ERROR(PutLiveState(*std::move(held), *model_, moments_, history_));
   } else {
-    const bool told = !start_.restore_folder().empty();
     const absl::Status read =
         ReadSnapshot(told ? start_.restore_folder() : start_.snapshot_folder(),
                      start_.key().run_id(), told ? start_.restore_rank() : start_.rank(), step_,

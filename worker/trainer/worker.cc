@@ -144,8 +144,10 @@ class Worker {
     } else {
       spdlog::warn("not all could be loaded: {}", loaded.ToString());
     }
-    const std::lock_guard lock(mutex_);
-    warm_ = true;
+    {
+      const std::lock_guard lock(mutex_);
+      warm_ = true;
+    }
     SendWarm();
   }
 
@@ -335,9 +337,14 @@ class Worker {
   void SendTelemetry() {
     v1::WorkerMessage message;
     v1::RankProgress& progress = *message.mutable_progress();
+    bool waits = false;
     {
       const std::lock_guard lock(mutex_);
-      if (warm_ && control_ == nullptr) SendWarm();
+      waits = warm_ && control_ == nullptr;
+    }
+    if (waits) SendWarm();
+    {
+      const std::lock_guard lock(mutex_);
       if (trainer_ == nullptr) return;
       progress = trainer_->progress();
       const CommunicatorProgress communication = control_->communication();
