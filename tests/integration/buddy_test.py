@@ -13,8 +13,7 @@ import unittest
 import urllib.request
 
 sys.dont_write_bytecode = True
-import end_to_end_test as end_to_end  # takes the same arguments
-import members_test
+import real_runs  # takes the same arguments
 
 INTERVAL = 5
 # Two stages of one copy each on nodes of their own, and a spare. Steps of tens of milliseconds, so
@@ -25,27 +24,20 @@ STAGES = ("--set", "launch.slots_per_node=1", "--set", "launch.spares=1", "--set
           f"failure.snapshot_interval_steps={INTERVAL}")
 
 
-class BuddyTest(unittest.TestCase):
-    setUp = end_to_end.EndToEndTest.setUp
-    run_to_end = end_to_end.EndToEndTest.run_to_end
-    assert_nothing_left = end_to_end.EndToEndTest.assert_nothing_left
-    events = members_test.MembersTest.events
-    generations = members_test.MembersTest.generations
-    assert_audit_holds = members_test.MembersTest.assert_audit_holds
-
+class BuddyTest(real_runs.RealRunTest):
     def lose_machines(self, run, *names):
         """At once, as far as anybody can see: stopped first, so that nothing is written or told
         while they are being taken away."""
         victims = []
-        for agent in end_to_end.processes_of(self.folder, "paceline-agent"):
-            if members_test.log_of(agent).stem in names:
-                victims += [agent] + [pid for pid in end_to_end.workers_of(self.folder)
-                                      if members_test.parent_of(pid) == agent]
+        for agent in real_runs.processes_of(self.folder, "paceline-agent"):
+            if real_runs.log_of(agent).stem in names:
+                victims += [agent] + [pid for pid in real_runs.workers_of(self.folder)
+                                      if real_runs.parent_of(pid) == agent]
         self.assertGreaterEqual(len(victims), 2 * len(names), run.log())
         for pid in victims:
             os.kill(pid, signal.SIGSTOP)
         for name in names:
-            shutil.rmtree(end_to_end.SNAPSHOTS / run.folder.name / name)
+            shutil.rmtree(real_runs.SNAPSHOTS / run.folder.name / name)
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
 
@@ -55,29 +47,29 @@ class BuddyTest(unittest.TestCase):
 
     def wait_for_next(self, run):
         generation = run.steps()[-1]["generation"]
-        return lambda: end_to_end.wait_until(
+        return lambda: real_runs.wait_until(
             lambda: run.process.poll() is not None or
             run.steps()[-1]["generation"] > generation, "the next generation")
 
     def metric(self, run, node, name):
         log = (run.folder / "logs" / f"{node}.log").read_text()
         address = re.findall(r"metrics at (http://\S+)", log)[-1]
-        with urllib.request.urlopen(address, timeout=end_to_end.DEADLINE_S) as answer:
+        with urllib.request.urlopen(address, timeout=real_runs.DEADLINE_S) as answer:
             text = answer.read().decode()
         return float(re.search(rf"^{name} (\S+)$", text, re.M).group(1))
 
     def assert_whole(self, run, whole):
         self.assertEqual(run.wait(), 0, run.log())
         self.assert_nothing_left()
-        self.assertFalse((end_to_end.SNAPSHOTS / run.folder.name).exists())
-        self.assertEqual(end_to_end.losses(run.folder / "steps.jsonl"),
-                         end_to_end.losses(whole.folder / "steps.jsonl"))
+        self.assertFalse((real_runs.SNAPSHOTS / run.folder.name).exists())
+        self.assertEqual(real_runs.losses(run.folder / "steps.jsonl"),
+                         real_runs.losses(whole.folder / "steps.jsonl"))
         self.assert_audit_holds(run)
 
     def test_lost_machines_cost_two_intervals_each(self):
         settings = (*STAGES, "--set", "checkpoint.interval_steps=0")
         whole = self.run_to_end(*settings)
-        run = end_to_end.Run(self, *settings)
+        run = real_runs.Run(self, *settings)
         for step, rank in ((52, 1), (103, 0)):
             run.wait_for_step(step)
             buddy = self.node_of(run, 1 - rank)
@@ -101,7 +93,7 @@ class BuddyTest(unittest.TestCase):
     def test_a_machine_lost_with_its_buddy_costs_the_way_from_the_checkpoint(self):
         settings = (*STAGES, "--set", "checkpoint.interval_steps=40")
         whole = self.run_to_end(*settings)
-        run = end_to_end.Run(self, *settings)
+        run = real_runs.Run(self, *settings)
         run.wait_for_step(72)
         pair = [self.node_of(run, rank) for rank in (0, 1)]
         next_generation = self.wait_for_next(run)
@@ -112,8 +104,8 @@ class BuddyTest(unittest.TestCase):
         self.assertEqual(after["start_step"], 40)
         self.assertIn(f"neither {pair[0]} nor its buddy {pair[1]} holds the state of rank 0 any "
                       "more: from the checkpoint of step 40", after["reason"])
-        told = end_to_end.paceline("events", run.folder.name, "--run-dir", run.run_dir,
-                                   cwd=self.folder)
+        told = real_runs.paceline("events", run.folder.name, "--run-dir", run.run_dir,
+                                  cwd=self.folder)
         self.assertIn("nor its buddy", told.stdout)
         self.assert_whole(run, whole)
 

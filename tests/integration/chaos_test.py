@@ -12,7 +12,6 @@ usage: chaos_test.py BIN-FOLDER SOURCE-FOLDER [--seconds N] [--seed N] [--only A
 import argparse
 import json
 import os
-import pathlib
 import random
 import signal
 import subprocess
@@ -22,15 +21,16 @@ import unittest
 
 sys.dont_write_bytecode = True
 sys.argv, OWN_ARGUMENTS = sys.argv[:3], sys.argv[3:]
-import end_to_end_test as end_to_end  # takes the first two arguments
+import real_runs  # takes the first two arguments
 
 BUDGET_MS = 2000
 STEPS_A_SECOND = 80  # about what two cores do of this model; the run may well outlive the script
 CHECKPOINT_DISK_MIB = 24
-SETTINGS = ("--set", "launch.nodes=4", "--set", "launch.min_nodes=4", "--set", "layout.pipeline=2", "--set", "layout.expert=2",
-             "--set", f"failure.budget_ms={BUDGET_MS}", "--set", "failure.max_restarts=100000",
-             "--set", "train.lr_schedule=constant", "--set", "train.eval_interval_steps=200",
-             "--set", "checkpoint.interval_steps=20")
+SETTINGS = ("--set", "launch.nodes=4", "--set", "launch.min_nodes=4", "--set",
+            "layout.pipeline=2", "--set", "layout.expert=2", "--set",
+            f"failure.budget_ms={BUDGET_MS}", "--set", "failure.max_restarts=100000", "--set",
+            "train.lr_schedule=constant", "--set", "train.eval_interval_steps=200", "--set",
+            "checkpoint.interval_steps=20")
 
 
 def signal_quietly(pid, number):
@@ -53,7 +53,7 @@ class Disturbance:
         self.undo = []  # (when, what), to take back
 
     def pids(self, program):
-        return sorted(end_to_end.processes_of(self.case.folder, program))
+        return sorted(real_runs.processes_of(self.case.folder, program))
 
     def later(self, seconds, action):
         self.undo.append((time.monotonic() + seconds, action))
@@ -108,7 +108,7 @@ class Disturbance:
     def set_loopback(self, state):
         for pid in self.pids("paceline-coordinator") or self.pids("paceline-agent"):
             done = subprocess.run(["nsenter", "-t", str(pid), "-n", "ip", "link", "set", "lo", state],
-                                  stderr=subprocess.DEVNULL, timeout=end_to_end.DEADLINE_S)
+                                  stderr=subprocess.DEVNULL, timeout=real_runs.DEADLINE_S)
             if done.returncode == 0:
                 return True
         return False
@@ -119,8 +119,8 @@ class Disturbance:
         seconds = self.source.uniform(0.3, 1.5) * BUDGET_MS / 1000
 
         def repair():
-            end_to_end.wait_until(lambda: self.run.process.poll() is not None or
-                                  self.set_loopback("up"), "the link to be repaired")
+            real_runs.wait_until(lambda: self.run.process.poll() is not None or
+                                 self.set_loopback("up"), "the link to be repaired")
         self.later(seconds, repair)
         return True
 
@@ -161,19 +161,19 @@ ACTS = ("kill_worker", "kill_three_workers", "kill_agent", "kill_two_agents", "k
         "cut_links", "fill_disk", "flip_bit")
 
 
-class ChaosTest(unittest.TestCase):
+class ChaosTest(real_runs.RealRunTest):
     arguments = None
 
     def setUp(self):
-        end_to_end.EndToEndTest.setUp(self)
+        super().setUp()
         self.checkpoints = self.folder / "checkpoints"
         self.checkpoints.mkdir()
         mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={CHECKPOINT_DISK_MIB}m",
                                   "tmpfs", self.checkpoints], stderr=subprocess.DEVNULL,
-                                 timeout=end_to_end.DEADLINE_S).returncode == 0
+                                 timeout=real_runs.DEADLINE_S).returncode == 0
         if mounted:
             self.addCleanup(subprocess.run, ["umount", "-l", self.checkpoints], check=False,
-                            timeout=end_to_end.DEADLINE_S)
+                            timeout=real_runs.DEADLINE_S)
         else:
             print("no file system of its own can be mounted: fill_disk is left out")
 
@@ -184,18 +184,18 @@ class ChaosTest(unittest.TestCase):
             if libc.unshare(0x40000000) != 0:  # CLONE_NEWNET
                 raise OSError("unshare")
             subprocess.run(["ip", "link", "set", "lo", "up"], check=True,
-                           timeout=end_to_end.DEADLINE_S)
-        return end_to_end.Run(self, "--set", f"train.steps={steps}", *SETTINGS, *extra,
-                              preexec_fn=enter_network if with_network else None)
+                           timeout=real_runs.DEADLINE_S)
+        return real_runs.Run(self, "--set", f"train.steps={steps}", *SETTINGS, *extra,
+                             preexec_fn=enter_network if with_network else None)
 
     def test_losses_are_those_of_a_run_that_nothing_happened_to(self):
         arguments = self.arguments
         steps = int(arguments.seconds * STEPS_A_SECOND)
-        end_to_end.DEADLINE_S = 120 + 4 * arguments.seconds
+        real_runs.DEADLINE_S = 120 + 4 * arguments.seconds
         source = random.Random(arguments.seed)
         print(f"seed {arguments.seed}, {steps} steps, disturbed for {arguments.seconds} s")
         with_network = subprocess.run(["unshare", "-n", "true"], stderr=subprocess.DEVNULL,
-                                      timeout=end_to_end.DEADLINE_S).returncode == 0
+                                      timeout=real_runs.DEADLINE_S).returncode == 0
         if not with_network:
             print("no network name space can be made: cut_links is left out")
         self.assertEqual(set(arguments.only) - set(ACTS), set(), f"acts are {', '.join(ACTS)}")
@@ -220,7 +220,7 @@ class ChaosTest(unittest.TestCase):
 
         self.assertEqual(run.wait(), 0, run.log())
         seconds = time.monotonic() - begin
-        end_to_end.EndToEndTest.assert_nothing_left(self)
+        self.assert_nothing_left()
         summary = json.loads((run.folder / "summary.json").read_text())
         print(f"{sum(done.values())} acts ({', '.join(f'{name} {n}' for name, n in done.items())})")
         print(f"ended after {seconds:.0f} s: {summary['generations']} generations, "
@@ -229,14 +229,12 @@ class ChaosTest(unittest.TestCase):
         self.assertEqual(sorted({line["step"] for line in lines}), list(range(1, steps + 1)))
         # The global batch never changes.
         self.assertEqual({line["tokens"] // line["step"] for line in lines}, {8 * 32})
-        audited = end_to_end.paceline("audit", run.folder.name, "--run-dir", run.run_dir,
-                                      cwd=self.folder)
-        self.assertEqual(audited.returncode, 0, audited.stdout + audited.stderr)
+        self.assert_audit_holds(run)
 
         whole = self.start(steps, with_network=False)
         self.assertEqual(whole.wait(), 0, whole.log())
-        self.assertEqual(end_to_end.losses(run.folder / "steps.jsonl"),
-                         end_to_end.losses(whole.folder / "steps.jsonl"))
+        self.assertEqual(real_runs.losses(run.folder / "steps.jsonl"),
+                         real_runs.losses(whole.folder / "steps.jsonl"))
 
 
 if __name__ == "__main__":

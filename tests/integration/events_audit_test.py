@@ -10,19 +10,15 @@ import signal
 import sys
 import unittest
 
-import end_to_end_test as local
+import real_runs
 
 STEPS = 800  # more than one epoch of the corpus
 
 
-class EventsAuditTest(unittest.TestCase):
-    setUp = local.EndToEndTest.setUp
-    run_to_end = local.EndToEndTest.run_to_end
-    assert_nothing_left = local.EndToEndTest.assert_nothing_left
-
+class EventsAuditTest(real_runs.RealRunTest):
     def ask(self, run, verb, *flags):
-        return local.paceline(verb, run.folder.name, "--run-dir", run.run_dir, *flags,
-                              cwd=self.folder)
+        return real_runs.paceline(verb, run.folder.name, "--run-dir", run.run_dir, *flags,
+                                  cwd=self.folder)
 
     def ask_json(self, run, verb, *flags):
         told = self.ask(run, verb, "-o", "json", *flags)
@@ -41,15 +37,16 @@ class EventsAuditTest(unittest.TestCase):
         return told.stderr
 
     def test_a_run_that_failed_and_went_on_is_told_and_proven(self):
-        run = local.Run(self, "--set", f"train.steps={STEPS}")
+        run = real_runs.Run(self, "--set", f"train.steps={STEPS}")
         run.wait_for_step(25)
-        [coordinator] = local.processes_of(self.folder, "paceline-coordinator")
+        [coordinator] = real_runs.processes_of(self.folder, "paceline-coordinator")
         os.kill(coordinator, signal.SIGKILL)
-        local.wait_until(lambda: set(local.processes_of(self.folder, "paceline-coordinator")) -
-                         {coordinator}, "the next coordinator")
+        real_runs.wait_until(
+            lambda: set(real_runs.processes_of(self.folder, "paceline-coordinator")) - {coordinator},
+            "the next coordinator")
         run.wait_for_step(55)
         # While it trains.
-        live = local.wait_until(
+        live = real_runs.wait_until(
             lambda: [event["event"] for event in self.ask_json(run, "events")["events"]],
             "its events")
         self.assertIn("generation_started", live)
@@ -58,9 +55,9 @@ class EventsAuditTest(unittest.TestCase):
         self.assertGreaterEqual(proven["committed_step"], 10)
         self.assertGreater(proven["granted_until"], proven["committed_step"])
 
-        os.kill(local.workers_of(self.folder)[0], signal.SIGKILL)
+        os.kill(real_runs.workers_of(self.folder)[0], signal.SIGKILL)
         if run.wait() == 75:
-            resumed = local.Run(self, verb=["resume", run.folder.name])
+            resumed = real_runs.Run(self, verb=["resume", run.folder.name])
             self.assertEqual(resumed.wait(), 0, run.log())
         self.check_events(run)
         self.check_audit(run)
@@ -164,9 +161,9 @@ class EventsAuditTest(unittest.TestCase):
         gone = self.ask(run, "audit")
         self.assertEqual(gone.returncode, 2, gone.stderr)
         self.assertIn("corpus/train", gone.stderr)
-        local.write_text(self.folder / "other.txt", 200_000, seed=2)
-        prepared = local.paceline("data", "prepare", "--input", "other.txt", "--output", "corpus",
-                                  "--valid-fraction", "0.05", cwd=self.folder)
+        real_runs.write_text(self.folder / "other.txt", 200_000, seed=2)
+        prepared = real_runs.paceline("data", "prepare", "--input", "other.txt", "--output",
+                                      "corpus", "--valid-fraction", "0.05", cwd=self.folder)
         self.assertEqual(prepared.returncode, 0, prepared.stderr)
         self.assertIn("the corpus has changed", self.refusal(run))
         shutil.rmtree(self.folder / "corpus")

@@ -5,13 +5,14 @@ usage: failures_test.py BIN-FOLDER SOURCE-FOLDER [TestCase.test_name ...]
 """
 import json
 import os
+import pathlib
 import signal
 import sys
 import time
 import unittest
 
 sys.dont_write_bytecode = True
-import end_to_end_test as end_to_end  # takes the same arguments
+import real_runs  # takes the same arguments
 
 # Both nodes are needed: what their workers do to them quarantines none.
 SETTINGS = ("--set", "train.steps=600", "--set", "failure.budget_ms=1000", "--set",
@@ -19,18 +20,48 @@ SETTINGS = ("--set", "train.steps=600", "--set", "failure.budget_ms=1000", "--se
             "failure.max_restarts=100")
 
 
-class FailuresTest(unittest.TestCase):
-    setUp = end_to_end.EndToEndTest.setUp
-    run_to_end = end_to_end.EndToEndTest.run_to_end
-    assert_nothing_left = end_to_end.EndToEndTest.assert_nothing_left
+def weights_of(snapshot):
+    """Some of the weights in a snapshot, after its head and the records of the last steps."""
+    begin = 4096 + 1024 * 32 + 4096
+    return snapshot[begin:begin + 256]
 
+
+def open_files_of(pid):
+    return " ".join(line.split(maxsplit=5)[5] for line in
+                    pathlib.Path(f"/proc/{pid}/maps").read_text().splitlines()
+                    if len(line.split(maxsplit=5)) == 6)
+
+
+def flip_bit(pid, needle):
+    """Flips a bit of `needle` wherever the process holds it in memory of its own. How often."""
+    found = 0
+    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+        for line in pathlib.Path(f"/proc/{pid}/maps").read_text().splitlines():
+            fields = line.split(maxsplit=5)
+            if not fields[1].startswith("rw") or (len(fields) == 6 and fields[5] != "[heap]"):
+                continue
+            begin, end = (int(number, 16) for number in fields[0].split("-"))
+            memory.seek(begin)
+            try:
+                held = memory.read(end - begin)
+            except OSError:  # a guard page
+                continue
+            at = held.find(needle)
+            while at >= 0:
+                memory.seek(begin + at + 3)
+                memory.write(bytes([needle[3] ^ 0x20]))  # of the first float's exponent
+                found += 1
+                at = held.find(needle, at + 1)
+    return found
+
+
+class FailuresTest(real_runs.RealRunTest):
     def workers_by_agent(self):
         """Pids of workers that live, by their agent's."""
         workers = {}
-        for pid in end_to_end.workers_of(self.folder):
+        for pid in real_runs.workers_of(self.folder):
             try:
-                with open(f"/proc/{pid}/stat", encoding="ascii") as file:
-                    parent = int(file.read().rsplit(")", 1)[1].split()[1])
+                parent = real_runs.parent_of(pid)
             except FileNotFoundError:
                 continue
             workers.setdefault(parent, []).append(pid)
@@ -43,26 +74,18 @@ class FailuresTest(unittest.TestCase):
     def assert_ends_as_if_nothing_had_happened(self, run, whole, lost_max):
         self.assertEqual(run.wait(), 0, run.log())
         self.assert_nothing_left()
-        self.assertEqual(end_to_end.losses(run.folder / "steps.jsonl"),
-                         end_to_end.losses(whole.folder / "steps.jsonl"))
+        self.assertEqual(real_runs.losses(run.folder / "steps.jsonl"),
+                         real_runs.losses(whole.folder / "steps.jsonl"))
         summary = json.loads((run.folder / "summary.json").read_text())
         self.assertLessEqual(summary["lost_steps"], lost_max, run.log())
-        audit = end_to_end.paceline("audit", run.folder.name, "--run-dir", run.run_dir,
-                                    cwd=self.folder)
-        self.assertEqual(audit.returncode, 0, audit.stdout + audit.stderr)
+        self.assert_audit_holds(run)
         for checkpoint in (run.folder / "checkpoints").glob("step-*"):
             self.assertTrue((checkpoint / "manifest.json").exists(), checkpoint)
         return summary
 
-    def events(self, run):
-        listed = end_to_end.paceline("events", run.folder.name, "--run-dir", run.run_dir, "--all",
-                                     "-o", "json", cwd=self.folder)
-        self.assertEqual(listed.returncode, 0, listed.stderr)
-        return [event["event"] for event in json.loads(listed.stdout)["events"]]
-
     def test_a_worker_and_another_nodes_agent_at_once(self):
         whole = self.run_to_end(*SETTINGS)
-        run = end_to_end.Run(self, *SETTINGS)
+        run = real_runs.Run(self, *SETTINGS)
         run.wait_for_step(55)
         workers = self.workers_by_agent()
         agent, other = sorted(workers)
@@ -73,7 +96,7 @@ class FailuresTest(unittest.TestCase):
 
     def test_a_failure_during_the_recovery_from_another(self):
         whole = self.run_to_end(*SETTINGS)
-        run = end_to_end.Run(self, *SETTINGS)
+        run = real_runs.Run(self, *SETTINGS)
         run.wait_for_step(55)
         interrupted = 0
         for delay in (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35):
@@ -82,7 +105,7 @@ class FailuresTest(unittest.TestCase):
             time.sleep(delay)
             os.kill(second[0], signal.SIGKILL)
             self.wait_for_progress(run)
-            events = self.events(run)
+            events = [event["event"] for event in self.events(run)]
             interrupted = events.count("generation_started") - events.count("first_step")
             if interrupted >= 2:
                 break
@@ -95,14 +118,14 @@ class FailuresTest(unittest.TestCase):
         settings = (*SETTINGS, "--set", "checkpoint.interval_steps=20", "--set",
                     "train.sequence_length=128", "--set", "train.steps=200")
         whole = self.run_to_end(*settings)
-        run = end_to_end.Run(self, *settings)
+        run = real_runs.Run(self, *settings)
         folder = run.folder / "checkpoints"
         for victim in ("paceline-worker", "paceline-coordinator", "paceline-agent"):
             run.wait_for_step((run.steps() or [{"step": 0}])[-1]["step"] + 5)
-            pid = (end_to_end.workers_of(self.folder) if victim == "paceline-worker" else
-                   end_to_end.processes_of(self.folder, victim))[0]
+            pid = (real_runs.workers_of(self.folder) if victim == "paceline-worker" else
+                   real_runs.processes_of(self.folder, victim))[0]
             known = set(os.listdir(folder)) if folder.exists() else set()
-            deadline = time.monotonic() + end_to_end.DEADLINE_S
+            deadline = time.monotonic() + real_runs.DEADLINE_S
             while True:  # as soon as the next one's folder is there, in which nothing is whole yet
                 self.assertLess(time.monotonic(), deadline, run.log())
                 fresh = (set(os.listdir(folder)) if folder.exists() else set()) - known
@@ -110,6 +133,34 @@ class FailuresTest(unittest.TestCase):
                     break
             os.kill(pid, signal.SIGKILL)
         self.assert_ends_as_if_nothing_had_happened(run, whole, lost_max=4)
+
+    def test_a_flipped_bit_in_a_ranks_weights_is_found(self):
+        """Weights stand still at this learning rate, so a snapshot tells where they lie."""
+        settings = ("--set", "train.steps=600", "--set", "train.learning_rate=1e-30", "--set",
+                    "train.min_learning_rate=0", "--set", "train.weight_decay=0",
+                    "--set", "train.eval_interval_steps=0", "--set",
+                    "checkpoint.interval_steps=50", "--set", "failure.snapshot_interval_steps=5")
+        whole = self.run_to_end(*settings)
+        run = real_runs.Run(self, *settings)
+        run.wait_for_step(60)
+        snapshots = sorted((real_runs.SNAPSHOTS / run.folder.name).glob("*/rank-00002.0"))
+        self.assertEqual(len(snapshots), 1)
+        needle = weights_of(snapshots[0].read_bytes())
+        worker = next(pid for pid in real_runs.workers_of(self.folder)
+                      if "rank-00002" in open_files_of(pid))
+        os.kill(worker, signal.SIGSTOP)
+        self.assertGreaterEqual(flip_bit(worker, needle), 1)
+        os.kill(worker, signal.SIGCONT)
+        self.assertEqual(run.wait(), 0, run.log())
+        self.assert_nothing_left()
+        ended = [event for event in self.events(run)
+                 if event["event"] == "generation_ended"]
+        self.assertEqual(len(ended), 2, ended)
+        self.assertEqual((ended[0]["cause"], ended[0]["culprit"]["rank"]), ("corrupt_state", 2))
+        self.assertIn("are not those of the other 3 ranks", ended[0]["text"])
+        # Nothing of it is left.
+        self.assertEqual(real_runs.losses(run.folder / "steps.jsonl"),
+                         real_runs.losses(whole.folder / "steps.jsonl"))
 
 
 if __name__ == "__main__":

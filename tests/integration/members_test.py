@@ -5,16 +5,14 @@ usage: members_test.py BIN-FOLDER SOURCE-FOLDER [TestCase.test_name ...]
 """
 import json
 import os
-import pathlib
-import re
 import signal
 import sys
 import unittest
 
 sys.dont_write_bytecode = True
-import end_to_end_test as end_to_end  # takes the same arguments
+import real_runs  # takes the same arguments
 
-end_to_end.DEADLINE_S = 300  # sixteen ranks share the machine's processors
+real_runs.DEADLINE_S = 300  # sixteen ranks share the machine's processors
 SPARE = ("--set", "launch.spares=1", "--set", "train.steps=400", "--set",
          "failure.budget_ms=2000", "--set", "train.eval_interval_steps=0")
 # Two stages x two expert ranks on each node, and as many copies of that as there are nodes. 40
@@ -25,26 +23,14 @@ SIXTEEN = ("--set", "launch.nodes=4", "--set", "launch.slots_per_node=4", "--set
            "train.eval_interval_steps=0", "--set", "failure.budget_ms=4000")
 
 
-def log_of(pid):
-    return pathlib.Path(os.readlink(f"/proc/{pid}/fd/1"))
-
-
-def parent_of(pid):
-    status = pathlib.Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(r"^PPid:\s+(\d+)$", status, re.M).group(1))
-
-
-class MembersTest(unittest.TestCase):
-    setUp = end_to_end.EndToEndTest.setUp
-    run_to_end = end_to_end.EndToEndTest.run_to_end
-    assert_nothing_left = end_to_end.EndToEndTest.assert_nothing_left
-
+class MembersTest(real_runs.RealRunTest):
     def signal_node(self, name, number):
         """To the agent of the node and its workers, all at once for what others can see."""
-        for agent in end_to_end.processes_of(self.folder, "paceline-agent"):
-            if log_of(agent).stem != name:
+        for agent in real_runs.processes_of(self.folder, "paceline-agent"):
+            if real_runs.log_of(agent).stem != name:
                 continue
-            workers = [pid for pid in end_to_end.workers_of(self.folder) if parent_of(pid) == agent]
+            workers = [pid for pid in real_runs.workers_of(self.folder)
+                       if real_runs.parent_of(pid) == agent]
             for pid in [agent, *workers]:
                 os.kill(pid, number)
             return
@@ -52,8 +38,8 @@ class MembersTest(unittest.TestCase):
 
     def nodes(self, run):
         """The nodes' states by name, as `paceline nodes` tells them."""
-        listed = end_to_end.paceline("nodes", run.folder.name, "--run-dir", run.run_dir, "-o",
-                                     "json", cwd=self.folder)
+        listed = real_runs.paceline("nodes", run.folder.name, "--run-dir", run.run_dir, "-o",
+                                    "json", cwd=self.folder)
         self.assertEqual(listed.returncode, 0, listed.stderr + run.log())
         return {node["name"]: node["state"] for node in json.loads(listed.stdout)["nodes"]}
 
@@ -63,30 +49,16 @@ class MembersTest(unittest.TestCase):
             self.assertIsNone(run.process.poll(), run.log())
             states = list(self.nodes(run).values())
             return states.count("training") == nodes
-        end_to_end.wait_until(so_many, f"{nodes} nodes to train")
+        real_runs.wait_until(so_many, f"{nodes} nodes to train")
         generation = self.generations(run)[-1]["generation"]
-        end_to_end.wait_until(lambda: run.process.poll() is not None or
-                              run.steps()[-1]["generation"] == generation, "its first step")
+        real_runs.wait_until(lambda: run.process.poll() is not None or
+                             run.steps()[-1]["generation"] == generation, "its first step")
         run.wait_for_step(run.steps()[-1]["step"] + 5)
         return generation
 
-    def events(self, run):
-        listed = end_to_end.paceline("events", run.folder.name, "--run-dir", run.run_dir, "-o",
-                                     "json", cwd=self.folder)
-        self.assertEqual(listed.returncode, 0, listed.stderr)
-        return json.loads(listed.stdout)["events"]
-
-    def generations(self, run):
-        return [event for event in self.events(run) if event["event"] == "generation_started"]
-
-    def assert_audit_holds(self, run):
-        audit = end_to_end.paceline("audit", run.folder.name, "--run-dir", run.run_dir,
-                                    cwd=self.folder)
-        self.assertEqual(audit.returncode, 0, audit.stdout + audit.stderr)
-
     def test_a_spare_takes_a_dead_nodes_place_at_the_same_layout(self):
         whole = self.run_to_end(*SPARE)
-        run = end_to_end.Run(self, *SPARE)
+        run = real_runs.Run(self, *SPARE)
         run.wait_for_step(55)
         dead = [name for name, state in self.nodes(run).items() if state == "training"][-1]
         self.signal_node(dead, signal.SIGKILL)
@@ -96,21 +68,21 @@ class MembersTest(unittest.TestCase):
         self.assertEqual(before["layout"], after["layout"])
         self.assertIn(dead, {rank["node"] for rank in before["ranks"]})
         self.assertNotIn(dead, {rank["node"] for rank in after["ranks"]})
-        self.assertEqual(end_to_end.losses(run.folder / "steps.jsonl"),
-                         end_to_end.losses(whole.folder / "steps.jsonl"))
+        self.assertEqual(real_runs.losses(run.folder / "steps.jsonl"),
+                         real_runs.losses(whole.folder / "steps.jsonl"))
         self.assert_audit_holds(run)
 
     def test_a_drained_node_is_left_without_losing_a_step(self):
         whole = self.run_to_end(*SPARE)
-        run = end_to_end.Run(self, *SPARE)
+        run = real_runs.Run(self, *SPARE)
         run.wait_for_step(55)
         away = [name for name, state in self.nodes(run).items() if state == "training"][0]
-        drained = end_to_end.paceline("drain", away, "--run", run.folder.name, "--run-dir",
-                                      run.run_dir, "--reason", "a fan is loud", cwd=self.folder)
+        drained = real_runs.paceline("drain", away, "--run", run.folder.name, "--run-dir",
+                                     run.run_dir, "--reason", "a fan is loud", cwd=self.folder)
         self.assertEqual(drained.returncode, 0, drained.stderr)
-        end_to_end.wait_until(lambda: self.nodes(run)[away] == "drained", "the ranks to move")
-        undrained = end_to_end.paceline("undrain", away, "--run", run.folder.name, "--run-dir",
-                                        run.run_dir, "-o", "json", cwd=self.folder)
+        real_runs.wait_until(lambda: self.nodes(run)[away] == "drained", "the ranks to move")
+        undrained = real_runs.paceline("undrain", away, "--run", run.folder.name, "--run-dir",
+                                       run.run_dir, "-o", "json", cwd=self.folder)
         self.assertEqual(json.loads(undrained.stdout)["drained"], False, undrained.stderr)
         self.assertEqual(self.nodes(run)[away], "spare")
         self.assertEqual(run.wait(), 0, run.log())
@@ -118,16 +90,16 @@ class MembersTest(unittest.TestCase):
         summary = json.loads((run.folder / "summary.json").read_text())
         self.assertEqual((summary["generations"], summary["recoveries"], summary["lost_steps"]),
                          (2, 0, 0))
-        self.assertEqual(end_to_end.losses(run.folder / "steps.jsonl"),
-                         end_to_end.losses(whole.folder / "steps.jsonl"))
+        self.assertEqual(real_runs.losses(run.folder / "steps.jsonl"),
+                         real_runs.losses(whole.folder / "steps.jsonl"))
         self.assert_audit_holds(run)
-        unknown = end_to_end.paceline("drain", "node-9", "--run", run.folder.name, "--run-dir",
-                                      run.run_dir, cwd=self.folder)
+        unknown = real_runs.paceline("drain", "node-9", "--run", run.folder.name, "--run-dir",
+                                     run.run_dir, cwd=self.folder)
         self.assertEqual(unknown.returncode, 2, "its coordinator has ended")
 
     def test_from_four_nodes_to_three_to_two_and_back(self):
         whole = self.run_to_end(*SIXTEEN)
-        run = end_to_end.Run(self, *SIXTEEN)
+        run = real_runs.Run(self, *SIXTEEN)
         run.wait_for_step(12)
         self.signal_node("node-3", signal.SIGSTOP)
         self.wait_for_training(run, 3)
@@ -147,8 +119,8 @@ class MembersTest(unittest.TestCase):
             self.assertEqual((event["layout"]["pipeline"], event["layout"]["expert"]), (2, 2))
         for line in run.steps():  # the global batch is constant
             self.assertEqual(line["tokens"], line["step"] * 40 * 32)
-        losses = end_to_end.losses(run.folder / "steps.jsonl")
-        expected = end_to_end.losses(whole.folder / "steps.jsonl")
+        losses = real_runs.losses(run.folder / "steps.jsonl")
+        expected = real_runs.losses(whole.folder / "steps.jsonl")
         self.assertEqual(len(losses), len(expected))
         first = {line["generation"]: line["step"] for line in reversed(run.steps())}
         for step in first.values():

@@ -10,7 +10,7 @@ import signal
 import sys
 import unittest
 
-import end_to_end_test as local
+import real_runs
 
 # name: what it sets beside the tiny run's own. Between them the groups of every kind.
 LAYOUTS = {
@@ -29,14 +29,10 @@ def sets(*settings):
     return [word for setting in settings for word in ("--set", setting)]
 
 
-class MpiTest(unittest.TestCase):
-    setUp = local.EndToEndTest.setUp
-    run_to_end = local.EndToEndTest.run_to_end
-    assert_nothing_left = local.EndToEndTest.assert_nothing_left
-
+class MpiTest(real_runs.RealRunTest):
     def losses(self, *settings):
         run = self.run_to_end(*sets(*settings))
-        losses = local.losses(run.folder / "steps.jsonl")
+        losses = real_runs.losses(run.folder / "steps.jsonl")
         self.assert_nothing_left()
         return run, losses
 
@@ -62,9 +58,9 @@ class MpiTest(unittest.TestCase):
     def test_a_killed_rank_ends_the_job_and_the_next_one_goes_on(self):
         steps = ("train.steps=200", *LAYOUTS["data 2, zero"])
         _, expected = self.losses(*steps)
-        run = local.Run(self, *sets(*steps, *MPI))
+        run = real_runs.Run(self, *sets(*steps, *MPI))
         run.wait_for_step(25)
-        first_job = local.workers_of(self.folder)
+        first_job = real_runs.workers_of(self.folder)
         self.assertEqual(len(first_job), 2)
         os.kill(first_job[-1], signal.SIGKILL)
         self.assertEqual(run.wait(), 0, run.log())
@@ -76,19 +72,19 @@ class MpiTest(unittest.TestCase):
         again = [line["step"] for line in lines if line["generation"] == 2][0]
         self.assertEqual(again % 10, 1)  # from a checkpoint,
         self.assertGreater(again, 20)    # the last one
-        self.assertEqual(local.losses(run.folder / "steps.jsonl"), expected)
+        self.assertEqual(real_runs.losses(run.folder / "steps.jsonl"), expected)
         self.assert_nothing_left()
 
     def test_a_job_that_fails_without_a_new_checkpoint_is_given_up(self):
-        run = local.Run(self, *sets("train.steps=100000", "checkpoint.interval_steps=0",
-                                    *LAYOUTS["data 2, zero"], *MPI))
+        run = real_runs.Run(self, *sets("train.steps=100000", "checkpoint.interval_steps=0",
+                                        *LAYOUTS["data 2, zero"], *MPI))
         run.wait_for_step(1)
         for job in range(1, 5):
-            local.wait_until(lambda job=job: run.process.poll() is not None or
-                             any(line["generation"] == job for line in run.steps()),
-                             f"a step of job {job}")
+            real_runs.wait_until(lambda job=job: run.process.poll() is not None or
+                                 any(line["generation"] == job for line in run.steps()),
+                                 f"a step of job {job}")
             self.assertIsNone(run.process.poll(), run.log())
-            os.kill(local.workers_of(self.folder)[0], signal.SIGKILL)
+            os.kill(real_runs.workers_of(self.folder)[0], signal.SIGKILL)
         self.assertEqual(run.wait(), 75, run.log())
         said = run.process.stdout.read()
         self.assertIn("3 of 3 without a new checkpoint", said)
@@ -96,7 +92,7 @@ class MpiTest(unittest.TestCase):
         self.assert_nothing_left()
 
     def test_an_interrupt_stops_with_a_checkpoint(self):
-        run = local.Run(self, *sets("train.steps=100000", *LAYOUTS["data 2, zero"], *MPI))
+        run = real_runs.Run(self, *sets("train.steps=100000", *LAYOUTS["data 2, zero"], *MPI))
         run.wait_for_step(3)
         run.process.send_signal(signal.SIGINT)
         self.assertEqual(run.wait(), 130, run.log())
@@ -106,9 +102,9 @@ class MpiTest(unittest.TestCase):
         self.assert_nothing_left()
 
     def test_nothing_survives_the_command(self):
-        run = local.Run(self, *sets("train.steps=100000", *MPI))
+        run = real_runs.Run(self, *sets("train.steps=100000", *MPI))
         run.wait_for_step(3)
-        self.assertEqual(len(local.workers_of(self.folder)), 4)
+        self.assertEqual(len(real_runs.workers_of(self.folder)), 4)
         run.process.kill()
         self.assert_nothing_left()
 

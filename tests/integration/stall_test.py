@@ -14,60 +14,48 @@ import time
 import unittest
 
 sys.dont_write_bytecode = True
-import end_to_end_test as end_to_end  # takes the same arguments
+import real_runs  # takes the same arguments
 
 BUDGET_S = 3.0
 LONG = ("--set", "train.steps=1000000", "--set", "failure.budget_ms=3000", "--set",
         "checkpoint.interval_steps=0", "--set", "train.eval_interval_steps=0")
 
 
-def log_of(pid):
-    """The file that a program of the run logs to."""
-    return pathlib.Path(os.readlink(f"/proc/{pid}/fd/1"))
-
-
-def parent_of(pid):
-    status = pathlib.Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(r"^PPid:\s+(\d+)$", status, re.M).group(1))
-
-
-class StallTest(unittest.TestCase):
-    setUp = end_to_end.EndToEndTest.setUp
-
+class StallTest(real_runs.RealRunTest):
     def start(self, *extra):
-        run = end_to_end.Run(self, *LONG, *extra)
+        run = real_runs.Run(self, *LONG, *extra)
         run.wait_for_step(20)
         return run
 
     def worker_of(self, rank):
-        return end_to_end.workers_of(self.folder, f"rank-{rank:05d}.log")[0]
+        return real_runs.workers_of(self.folder, f"rank-{rank:05d}.log")[0]
 
     def expect_culprit(self, run, rank):
         """Stops the rank's worker; it is named in time, and killed."""
         pid = self.worker_of(rank)
-        node = log_of(parent_of(pid)).stem
+        node = real_runs.log_of(real_runs.parent_of(pid)).stem
         limit = BUDGET_S + 3 * statistics.median(line["step_seconds"] for line in run.steps()[-9:])
         os.kill(pid, signal.SIGSTOP)
         stopped = time.monotonic()
         pattern = re.compile(rf"rank {rank} on {node} \(host \S+\) is silent: its agent has heard "
                              r'nothing of its worker (?:for \S+ s|in this generation), while ranks? .* '
                              r'been in "([^"]+)"')
-        found = end_to_end.wait_until(lambda: pattern.search(run.log()), "the culprit's name")
+        found = real_runs.wait_until(lambda: pattern.search(run.log()), "the culprit's name")
         seconds = time.monotonic() - stopped
         # Until its peers stand still and that is heard of: a telemetry interval, a heartbeat and a
         # step; a verdict comes with a heartbeat; the log is not read at once.
         self.assertLess(seconds, limit + 0.25 + 4 * BUDGET_S / 10 + 1, found.group(0))
         self.assertGreater(seconds, BUDGET_S)
-        end_to_end.wait_until(lambda: not pathlib.Path(f"/proc/{pid}").exists(),
-                              "the stopped worker's end")
+        real_runs.wait_until(lambda: not pathlib.Path(f"/proc/{pid}").exists(),
+                             "the stopped worker's end")
         return found.group(1)
 
     def test_a_stopped_worker_is_named_with_its_node_and_operation(self):
         run = self.start()
         operation = self.expect_culprit(run, 2)
         self.assertTrue(operation)
-        shown = end_to_end.paceline("show", run.folder.name, "--run-dir", run.run_dir,
-                                    cwd=self.folder)
+        shown = real_runs.paceline("show", run.folder.name, "--run-dir", run.run_dir,
+                                   cwd=self.folder)
         self.assertEqual(shown.returncode, 0, shown.stderr)
 
     def test_a_stopped_stage_of_a_pipeline_is_named(self):
@@ -80,8 +68,8 @@ class StallTest(unittest.TestCase):
                   for _ in range(3 * (os.cpu_count() or 1))]
         try:
             until = time.monotonic() + 4 * BUDGET_S
-            end_to_end.wait_until(lambda: time.monotonic() > until or run.process.poll() is not None,
-                                  "the time to pass")
+            real_runs.wait_until(lambda: time.monotonic() > until or run.process.poll() is not None,
+                                 "the time to pass")
         finally:
             for other in others:
                 other.kill()
@@ -93,11 +81,11 @@ class StallTest(unittest.TestCase):
 
     def test_a_run_that_is_stopped_as_a_whole_goes_on(self):
         run = self.start()
-        pids = [run.process.pid, *end_to_end.processes_of(self.folder)]
+        pids = [run.process.pid, *real_runs.processes_of(self.folder)]
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         until = time.monotonic() + 3 * BUDGET_S
-        end_to_end.wait_until(lambda: time.monotonic() > until, "the time to pass")
+        real_runs.wait_until(lambda: time.monotonic() > until, "the time to pass")
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
         step = run.steps()[-1]["step"]

@@ -14,7 +14,7 @@ import unittest
 import urllib.request
 
 sys.dont_write_bytecode = True
-import end_to_end_test as end_to_end  # takes the same arguments
+import real_runs  # takes the same arguments
 
 STEPS = 1500
 TAKE_OVER_S = 10  # a generous bound, for a busy machine; what was measured is printed
@@ -25,34 +25,31 @@ def fetch(address, path):
         return response.read().decode()
 
 
-class StandbyTest(unittest.TestCase):
-    setUp = end_to_end.EndToEndTest.setUp
-    run_to_end = end_to_end.EndToEndTest.run_to_end
-    assert_nothing_left = end_to_end.EndToEndTest.assert_nothing_left
+class StandbyTest(real_runs.RealRunTest):
     expected = None  # losses of the run that nothing happened to
 
     def start(self):
         """A run with a standby that waits for its coordinator's end."""
         if StandbyTest.expected is None:
             run = self.run_to_end("--set", f"train.steps={STEPS}")
-            StandbyTest.expected = end_to_end.losses(run.folder / "steps.jsonl")
+            StandbyTest.expected = real_runs.losses(run.folder / "steps.jsonl")
             self.assertEqual(len(StandbyTest.expected), STEPS)
-        run = end_to_end.Run(self, "--set", f"train.steps={STEPS}")
+        run = real_runs.Run(self, "--set", f"train.steps={STEPS}")
         run.wait_for_step(20)
         log = self.folder / "standby.txt"
         with open(log, "w", encoding="utf-8") as file:
             self.standby = subprocess.Popen(
-                [end_to_end.BIN / "paceline-coordinator", "--state-dir", run.folder / "coordinator",
+                [real_runs.BIN / "paceline-coordinator", "--state-dir", run.folder / "coordinator",
                  "--token-file", run.folder / "token", "--standby"],
                 cwd=self.folder, stderr=file)
         self.addCleanup(self.end_standby)
-        end_to_end.wait_until(lambda: "waiting: epoch 1 of" in log.read_text(), "the standby")
+        real_runs.wait_until(lambda: "waiting: epoch 1 of" in log.read_text(), "the standby")
         return run
 
     def end_standby(self):
         if self.standby.poll() is None:
             self.standby.kill()
-        self.standby.wait(end_to_end.DEADLINE_S)
+        self.standby.wait(real_runs.DEADLINE_S)
 
     def coordinator(self, run):
         try:
@@ -73,12 +70,12 @@ class StandbyTest(unittest.TestCase):
 
         steps = len(run.steps())
         self.assertEqual(registrations(), [1, 1])
-        end_to_end.wait_until(lambda: max(registrations()) > 1, "an agent's return")
+        real_runs.wait_until(lambda: max(registrations()) > 1, "an agent's return")
         seconds = time.monotonic() - since
         leader = self.coordinator(run)
         self.assertEqual((leader["pid"], leader["epoch"]), (self.standby.pid, 2))
         stepped = len(run.steps()) - steps
-        end_to_end.wait_until(lambda: min(registrations()) > 1, "all agents' return")
+        real_runs.wait_until(lambda: min(registrations()) > 1, "all agents' return")
         all_seconds = time.monotonic() - since
         print(f"\n{what}: the first agent was back after {seconds:.2f} s, the last after "
               f"{all_seconds:.2f} s; {stepped} steps meanwhile", flush=True)
@@ -95,11 +92,11 @@ class StandbyTest(unittest.TestCase):
         summary = json.loads((run.folder / "summary.json").read_text())
         self.assertEqual((summary["state"], summary["lost_steps"], summary["generations"]),
                          ("completed", 0, 1))
-        audited = end_to_end.paceline("audit", run.folder.name, "--run-dir", run.run_dir, "--whole",
-                                      cwd=self.folder)
+        audited = real_runs.paceline("audit", run.folder.name, "--run-dir", run.run_dir, "--whole",
+                                     cwd=self.folder)
         self.assertEqual(audited.returncode, 0, audited.stderr)
         self.standby.send_signal(signal.SIGTERM)
-        self.assertEqual(self.standby.wait(end_to_end.DEADLINE_S), 0)
+        self.assertEqual(self.standby.wait(real_runs.DEADLINE_S), 0)
         self.assert_nothing_left()
 
     def test_a_standby_takes_over_from_a_killed_leader(self):
@@ -124,7 +121,7 @@ class StandbyTest(unittest.TestCase):
         os.kill(leader["pid"], signal.SIGCONT)
         log = run.folder / "logs/coordinator.log"
         message = "this coordinator leads no more and ends: "
-        end_to_end.wait_until(lambda: message in log.read_text(), "the former leader's last word")
+        real_runs.wait_until(lambda: message in log.read_text(), "the former leader's last word")
         self.assertEqual(self.coordinator(run)["epoch"], 2)
         self.check_whole(run)
         self.assertRegex(run.process.stdout.read(), r"coordinator ended unexpectedly \(exit code 75")
