@@ -1,6 +1,9 @@
 #include "common/xxh128.h"
 
 #include <xxhash.h>
+#if defined(__x86_64__)
+#include <xxh_x86dispatch.h>  // XXH3_ functions become those of the widest vectors there are
+#endif
 
 #include <new>
 
