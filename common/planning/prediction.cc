@@ -129,6 +129,10 @@ RankMemory MemoryOf(const RunFile& run_file, const Candidate& candidate, const M
       slot += BetweenBytes(run_file.model, range, batch, layout.expert, kept);
     }
     memory.activations += memory.slots * slot;
+    if (range.first > 0) {  // the next input may arrive while all slots are taken
+      memory.activations +=
+          batch.tokens() * static_cast<double>(run_file.model.hidden_size) * kept.activation;
+    }
     memory.scratch =
         std::max(memory.scratch, ScratchBytes(run_file.model, range, batch, layout.expert, kept));
   }

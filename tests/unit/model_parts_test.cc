@@ -141,11 +141,10 @@ class Pipeline {
         part.segments.push_back(ranges[static_cast<std::size_t>(v * shape.stages + s)]);
       }
       actions_.push_back(PipelineActions(shape, s));
-      slots_.push_back(ActivationSlots(actions_.back()));
       const ModelOptions options{.micro_batch_size = kRows,
                                  .sequence_length = kSequence,
                                  .part = part,
-                                 .slots = slots_.back(),
+                                 .slots = ActivationSlots(actions_.back()),
                                  .split_backward = shape.schedule == "zero-bubble"};
       stages_.push_back(std::make_unique<Stage>(section, options, accumulate));
     }
@@ -195,14 +194,13 @@ class Pipeline {
   bool TryAction(int s, const PipelineAction& action) {
     Stage& stage = *stages_[static_cast<std::size_t>(s)];
     const int m = action.micro_batch;
-    const int slot = m % slots_[static_cast<std::size_t>(s)];
     const int segment = action.segment;
     const auto global = static_cast<std::size_t>(segment * shape_.stages + s);
     const bool first = global == 0;
     const bool last = static_cast<int>(global) == segments_ - 1;
     const Batch batch = MakeBatch(m);
     const std::int64_t elements = batch.rows * batch.sequence * hidden_;
-    const SegmentBuffers buffers = stage.model().buffers(segment, slot);
+    const SegmentBuffers buffers = stage.model().buffers(segment, m);
     EXPECT_EQ(buffers.input == nullptr, first);
     EXPECT_EQ(buffers.output == nullptr, last);
     if (action.pass == Pass::kForward) {
@@ -210,7 +208,7 @@ class Pipeline {
       MicroBatch own = batch;
       if (!first) own.tokens = {};
       if (!last) own.targets = {};
-      const float loss = stage.model().Forward(own, segment, slot);
+      const float loss = stage.model().Forward(own, segment, m);
       if (last) {
         losses_[static_cast<std::size_t>(m)] = loss;
       } else {
@@ -220,14 +218,14 @@ class Pipeline {
       return true;
     }
     if (action.pass == Pass::kBackwardWeights) {
-      stage.model().BackwardWeights(stage.AccumulatesAt(m), stage.Collect(m), segment, slot);
+      stage.model().BackwardWeights(stage.AccumulatesAt(m), stage.Collect(m), segment, m);
       return true;
     }
     if (!last && !Receive(upstream_[global], buffers.gradient)) return false;
     if (action.pass == Pass::kBackward) {
-      stage.model().Backward(0.5f, stage.AccumulatesAt(m), stage.Collect(m), segment, slot);
+      stage.model().Backward(0.5f, stage.AccumulatesAt(m), stage.Collect(m), segment, m);
     } else {
-      stage.model().BackwardInput(0.5f, segment, slot);
+      stage.model().BackwardInput(0.5f, segment, m);
     }
     if (!first) Send(upstream_[global - 1], buffers.gradient, elements, /*spoil=*/true);
     return true;
@@ -237,7 +235,6 @@ class Pipeline {
   const int segments_;
   std::int64_t hidden_ = 0;
   std::vector<std::vector<PipelineAction>> actions_;
-  std::vector<int> slots_;
   std::vector<std::unique_ptr<Stage>> stages_;
   std::vector<Channel> downstream_;  // by the segment that receives
   std::vector<Channel> upstream_;

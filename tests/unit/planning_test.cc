@@ -182,6 +182,26 @@ TEST(WorkTest, ABackwardInTwoPassesKeepsWhatTheWorkerDoes) {
   }
 }
 
+TEST(WorkTest, AStagesMemoryIsWhatItsRankTakes) {
+  Stream stream(Stream::Mode::kInline, "compute");
+  RunFile run_file = SmallRun();
+  run_file.launch.nodes = 1;
+  run_file.launch.slots_per_node = 2;
+  run_file.layout.pipeline = 2;
+  const Candidate given = GivenIn(run_file);
+  for (const int stage : {0, 1}) {
+    const RankMemory memory = MemoryOf(run_file, given, SmallMachine(), stage);
+    ModelPart part = WholeModel(run_file.model);
+    part.segments = {stage == 0 ? LayerRange{0, 2} : LayerRange{2, 4}};
+    const Transformer measured(
+        run_file.model,
+        {.micro_batch_size = 2, .sequence_length = 256, .part = part, .slots = memory.slots},
+        stream);
+    const double counted = memory.weights + memory.gradients + memory.activations + memory.scratch;
+    EXPECT_NEAR(counted / static_cast<double>(measured.arena_bytes()), 1, 0.05) << stage;
+  }
+}
+
 TEST(WorkTest, AnExchangeSendsEachTokenToItsExperts) {
   const ModelSection model = SmallSparse();  // 2 of 8 experts a token
   Machine machine = SmallMachine();

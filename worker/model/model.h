@@ -5,8 +5,9 @@
 //   for each micro-batch { Forward; Backward }; reduce; AdamW on weights().
 //
 // A part consists of segments (ModelPart), numbered in ascending order of their layers. Each has
-// `slots` places for micro-batches in flight; a micro-batch holds its slot from Forward to the
-// last of its backward passes. Between segments the caller carries activations and gradients:
+// `slots` places for micro-batches in flight; micro-batch m holds place m % slots from Forward to
+// the last of its backward passes. Inputs have a place more, m % (slots + 1): the next one may
+// arrive while all slots are taken. Between segments the caller carries activations and gradients:
 //
 //   upstream output --> input | Forward  | output --> downstream input
 //   upstream gradient <-- gradient | Backward | gradient <-- downstream gradient
@@ -52,8 +53,8 @@ struct MicroBatch {
   std::int64_t sequence = 0;
 };
 
-// What a slot shares with its caller: (rows * sequence, hidden_size) each, of the micro-batch at
-// hand. Slots have their own, so the caller may still be sending from one while another computes.
+// What a micro-batch shares with the caller: (rows * sequence, hidden_size) each. Places have their
+// own, so the caller may still be sending from one while another computes.
 struct SegmentBuffers {
   float* input = nullptr;     // written by the caller before Forward; null with the embedding
   float* output = nullptr;    // left by Forward; null with the head
@@ -92,22 +93,22 @@ class Model {
   // that sums of a few of them in float64 are exact and do not depend on their order).
   // 0 where the segment has no head. Keeps the activations for the backward. Expert loads are
   // added to expert_tokens().
-  virtual float Forward(const MicroBatch& batch, int segment = 0, int slot = 0) = 0;
+  virtual float Forward(const MicroBatch& batch, int segment = 0, int micro_batch = 0) = 0;
 
-  // Gradients of loss_scale * (sum over the micro-batch) of the slot's latest Forward.
+  // Gradients of loss_scale * (sum over the micro-batch), whose Forward was its slot's latest.
   // `accumulate`: add to the segment's part of gradients(), else overwrite it. Calls
   // bucket_ready(i) once bucket i of gradients() is complete on the compute stream, for the
   // segment's buckets in ascending order.
   virtual void Backward(float loss_scale, bool accumulate,
                         const std::function<void(std::size_t)>& bucket_ready, int segment = 0,
-                        int slot = 0) = 0;
+                        int micro_batch = 0) = 0;
   // The same in two passes, the second any time after the first. Gives the bits of Backward.
-  virtual void BackwardInput(float loss_scale, int segment, int slot) = 0;
+  virtual void BackwardInput(float loss_scale, int segment, int micro_batch) = 0;
   virtual void BackwardWeights(bool accumulate,
                                const std::function<void(std::size_t)>& bucket_ready, int segment,
-                               int slot) = 0;
+                               int micro_batch) = 0;
 
-  virtual SegmentBuffers buffers(int segment, int slot) = 0;
+  virtual SegmentBuffers buffers(int segment, int micro_batch) = 0;
 
   // Needed once, before the first pass, where the part has not all experts of its sparse layers:
   // rank r of the group has the r-th of group.size() equal shares of them, and all its ranks make

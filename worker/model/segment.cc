@@ -42,11 +42,13 @@ void Segment::AllocateBuffers(const LayerContext& context, const SegmentOptions&
   const std::int64_t elements = shape_max_.tokens() * hidden_;
   const auto count = 2 * static_cast<std::size_t>(options.layers.layers()) + 1;
   const bool head = options.layers.end == context.section.num_hidden_layers;
-  for (std::size_t i = 0; i < count; ++i) {
-    // The output stays apart from the input even where the others take turns: the caller may fill
-    // the one while it still reads the other.
-    const bool own = training_ || i < 2 || (i + 1 == count && !head);
-    residual_.push_back(own ? buffers.Allocate<float>(elements) : residual_[i % 2]);
+  const std::size_t first = options.layers.first == 0 ? 0 : 1;  // that is not the caller's
+  residual_.assign(first, nullptr);
+  for (std::size_t i = first; i < count; ++i) {
+    // The output stays apart even where the others take turns: the caller still reads it when the
+    // next micro-batch has begun.
+    const bool own = training_ || i < first + 2 || (i + 1 == count && !head);
+    residual_.push_back(own ? buffers.Allocate<float>(elements) : residual_[i - 2]);
   }
   if (!training_) return;
   for (std::size_t i = 0; i < count; ++i) {
@@ -85,12 +87,6 @@ void Segment::FinishPart(const LayerContext& context) {
   context.scratch.Rewind(0);
 }
 
-SegmentBuffers Segment::buffers() const {
-  return {.input = embedding_ ? nullptr : residual_.front(),
-          .output = head_ ? nullptr : residual_.back(),
-          .gradient = training_ ? gradient_.front() : nullptr};
-}
-
 void Segment::ForwardLayers(const MicroBatch& batch) {
   shape_ = {batch.rows, batch.sequence};
   PACELINE_CHECK(shape_.rows <= shape_max_.rows && shape_.sequence <= shape_max_.sequence);
@@ -103,7 +99,8 @@ void Segment::ForwardLayers(const MicroBatch& batch) {
   }
 }
 
-float Segment::Forward(const MicroBatch& batch) {
+float Segment::Forward(const MicroBatch& batch, float* input) {
+  if (!embedding_) residual_.front() = input;
   ForwardLayers(batch);
   if (training_) state_ = State::kForwarded;
   if (!head_) return 0;

@@ -52,10 +52,13 @@ class Segment {
   Segment(const LayerContext& context, const SegmentOptions& options, Arena& buffers);
 
   const std::vector<RegionElements>& completed() const { return completed_; }
-  SegmentBuffers buffers() const;
+  // Of SegmentBuffers, likewise null.
+  float* output() const { return head_ ? nullptr : residual_.back(); }
+  float* gradient() const { return training_ ? gradient_.front() : nullptr; }
 
   // As Model's; `part_completed(i)` is called once the weight gradients of part i are enqueued.
-  float Forward(const MicroBatch& batch);
+  // input: read until the last backward pass; null, and not read, with the embedding.
+  float Forward(const MicroBatch& batch, float* input);
   void Logits(const MicroBatch& batch, std::span<float> logits);
   void Backward(float loss_scale, bool accumulate,
                 absl::FunctionRef<void(std::size_t)> part_completed);
@@ -93,8 +96,9 @@ class Segment {
   std::optional<Embedding> embedding_;
   std::vector<RegionElements> completed_;
 
-  // One more than layers. Without training the residual stream's take turns; without
-  // split_backward the gradients' do.
+  // One more than layers. The first of the residual stream is the embedding's, or the input that
+  // Forward was given. Without training the residual stream's take turns; without split_backward
+  // the gradients' do.
   std::vector<float*> residual_;
   std::vector<float*> gradient_;
 

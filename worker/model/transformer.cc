@@ -100,6 +100,13 @@ void Transformer::BuildSegments() {
   const std::size_t count = options_.part.segments.size();
   segments_.resize(count * static_cast<std::size_t>(options_.slots));
   bucket_ranges_.resize(count);
+  for (const LayerRange& segment : options_.part.segments) {
+    const std::int64_t elements =
+        options_.micro_batch_size * options_.sequence_length * section_.hidden_size;
+    for (int place = 0; place <= options_.slots; ++place) {
+      inputs_.push_back(segment.first == 0 ? nullptr : saved_.Allocate<float>(elements));
+    }
+  }
   for (std::size_t index = count; index-- > 0;) BuildSegment(index, options);
 }
 
@@ -129,10 +136,21 @@ void Transformer::BuildSegment(std::size_t index, SegmentOptions options) {
   buckets_.insert(buckets_.end(), merged.buckets.begin(), merged.buckets.end());
 }
 
-Segment& Transformer::At(int segment, int slot) {
+Segment& Transformer::At(int segment, int micro_batch) {
   PACELINE_CHECK(segment >= 0 && static_cast<std::size_t>(segment) < bucket_ranges_.size());
-  PACELINE_CHECK(slot >= 0 && slot < options_.slots);
+  PACELINE_CHECK(micro_batch >= 0);
+  const int slot = micro_batch % options_.slots;
   return *segments_[static_cast<std::size_t>(segment * options_.slots + slot)];
+}
+
+float* Transformer::InputOf(int segment, int micro_batch) const {
+  const int places = options_.slots + 1;
+  return inputs_[static_cast<std::size_t>(segment * places + micro_batch % places)];
+}
+
+SegmentBuffers Transformer::buffers(int segment, int micro_batch) {
+  const Segment& at = At(segment, micro_batch);
+  return {.input = InputOf(segment, micro_batch), .output = at.output(), .gradient = at.gradient()};
 }
 
 void Transformer::Initialize(std::uint64_t seed) {
@@ -148,26 +166,26 @@ void Transformer::Initialize(std::uint64_t seed) {
   std::fill(balancing_biases_.begin(), balancing_biases_.end(), 0.0f);
 }
 
-float Transformer::Forward(const MicroBatch& batch, int segment, int slot) {
-  return At(segment, slot).Forward(batch);
+float Transformer::Forward(const MicroBatch& batch, int segment, int micro_batch) {
+  return At(segment, micro_batch).Forward(batch, InputOf(segment, micro_batch));
 }
 
 void Transformer::Backward(float loss_scale, bool accumulate,
                            const std::function<void(std::size_t)>& bucket_ready, int segment,
-                           int slot) {
-  At(segment, slot).Backward(loss_scale, accumulate, [&](std::size_t part) {
+                           int micro_batch) {
+  At(segment, micro_batch).Backward(loss_scale, accumulate, [&](std::size_t part) {
     ReportBuckets(segment, part, bucket_ready);
   });
 }
 
-void Transformer::BackwardInput(float loss_scale, int segment, int slot) {
-  At(segment, slot).BackwardInput(loss_scale);
+void Transformer::BackwardInput(float loss_scale, int segment, int micro_batch) {
+  At(segment, micro_batch).BackwardInput(loss_scale);
 }
 
 void Transformer::BackwardWeights(bool accumulate,
                                   const std::function<void(std::size_t)>& bucket_ready, int segment,
-                                  int slot) {
-  At(segment, slot).BackwardWeights(accumulate, [&](std::size_t part) {
+                                  int micro_batch) {
+  At(segment, micro_batch).BackwardWeights(accumulate, [&](std::size_t part) {
     ReportBuckets(segment, part, bucket_ready);
   });
 }

@@ -58,14 +58,14 @@ class Transformer : public Model {
   std::span<float> weights() override { return weights_; }
   std::span<float> gradients() override { return gradients_; }
   const std::vector<GradientBucket>& buckets() const override { return buckets_; }
-  float Forward(const MicroBatch& batch, int segment, int slot) override;
+  float Forward(const MicroBatch& batch, int segment, int micro_batch) override;
   void Backward(float loss_scale, bool accumulate,
                 const std::function<void(std::size_t)>& bucket_ready, int segment,
-                int slot) override;
-  void BackwardInput(float loss_scale, int segment, int slot) override;
+                int micro_batch) override;
+  void BackwardInput(float loss_scale, int segment, int micro_batch) override;
   void BackwardWeights(bool accumulate, const std::function<void(std::size_t)>& bucket_ready,
-                       int segment, int slot) override;
-  SegmentBuffers buffers(int segment, int slot) override { return At(segment, slot).buffers(); }
+                       int segment, int micro_batch) override;
+  SegmentBuffers buffers(int segment, int micro_batch) override;
   void UseExpertGroup(Communicator& group, Stream& communication) override;
   double expert_wait_seconds() const override { return expert_group_.wait_seconds; }
   void Logits(const MicroBatch& batch, std::span<float> logits) override;
@@ -85,7 +85,9 @@ class Transformer : public Model {
   void NameStateBuffers();
   void BuildSegments();
   void BuildSegment(std::size_t index, SegmentOptions options);
-  Segment& At(int segment, int slot);
+  Segment& At(int segment, int micro_batch);
+  // Where the micro-batch's input arrives; null: the segment begins the model.
+  float* InputOf(int segment, int micro_batch) const;
   // Those of the segment's buckets that its part `part` completes.
   void ReportBuckets(int segment, std::size_t part,
                      const std::function<void(std::size_t)>& bucket_ready) const;
@@ -109,6 +111,7 @@ class Transformer : public Model {
   ParameterLayout layout_;
   std::vector<Parameter> parameters_;
   std::vector<std::unique_ptr<Segment>> segments_;  // of segment s, slot i: s * slots + i
+  std::vector<float*> inputs_;                      // of segment s, place i: s * (slots + 1) + i
   std::vector<GradientBucket> buckets_;
   std::vector<BucketRange> bucket_ranges_;  // by segment
 };

@@ -11,12 +11,16 @@ namespace paceline {
 // Where one micro-batch of one segment stands. Each event's latest record is of the micro-batch
 // that has the slot, or of the one before it.
 struct PipelineExecutor::Slot {
-  Event input_received;
   Event output_computed;
   Event output_sent;
   Event gradient_received;
   Event gradient_computed;
   Event gradient_sent;
+  Event freed;
+};
+
+struct PipelineExecutor::Input {
+  Event received;
   Event freed;
 };
 
@@ -41,6 +45,9 @@ PipelineExecutor::PipelineExecutor(Model& model, ParallelGroups& groups, int slo
   for (int i = 0; i < layout_.virtual_stages * slots_; ++i) {
     slot_.push_back(std::make_unique<Slot>());
   }
+  for (int i = 0; i < layout_.virtual_stages * (slots_ + 1); ++i) {
+    input_.push_back(std::make_unique<Input>());
+  }
 }
 
 PipelineExecutor::~PipelineExecutor() = default;
@@ -55,8 +62,13 @@ PipelineExecutor::Slot& PipelineExecutor::SlotOf(const PipelineAction& action) {
   return *slot_[static_cast<std::size_t>(action.segment * slots_ + action.micro_batch % slots_)];
 }
 
+PipelineExecutor::Input& PipelineExecutor::InputOf(const PipelineAction& action) {
+  const int places = slots_ + 1;
+  return *input_[static_cast<std::size_t>(action.segment * places + action.micro_batch % places)];
+}
+
 SegmentBuffers PipelineExecutor::BuffersOf(const PipelineAction& action) {
-  return model_.buffers(action.segment, action.micro_batch % slots_);
+  return model_.buffers(action.segment, action.micro_batch);
 }
 
 absl::Status PipelineExecutor::Run(const std::vector<PipelineAction>& actions,
@@ -85,28 +97,28 @@ void PipelineExecutor::Drain() {
   }
 }
 
-// In the order of the list, as far as slots are free: that is the order in which the neighbour
+// In the order of the list, as far as places are free: that is the order in which the neighbour
 // sends.
 void PipelineExecutor::PostReceives(const std::vector<PipelineAction>& actions) {
-  const auto has_slot = [&](const PipelineAction& action) {
-    return action.micro_batch < finished_[static_cast<std::size_t>(action.segment)] + slots_;
+  const auto has_place = [&](const PipelineAction& action, int places) {
+    return action.micro_batch < finished_[static_cast<std::size_t>(action.segment)] + places;
   };
   for (; next_input_ < actions.size(); ++next_input_) {
     const PipelineAction& action = actions[next_input_];
     if (action.pass != Pass::kForward || !HasPrevious(action.segment)) continue;
-    if (!has_slot(action)) break;
-    Slot& slot = SlotOf(action);
-    activations_in_.stream->Wait(slot.freed);
+    if (!has_place(action, slots_ + 1)) break;
+    Input& input = InputOf(action);
+    activations_in_.stream->Wait(input.freed);
     activations_in_.channel.communicator->Recv(*activations_in_.stream, "activations",
                                                BuffersOf(action).input, elements_,
                                                DataType::kFloat32, activations_in_.channel.peer);
-    activations_in_.stream->Record(slot.input_received);
+    activations_in_.stream->Record(input.received);
   }
   for (; next_gradient_ < actions.size(); ++next_gradient_) {
     const PipelineAction& action = actions[next_gradient_];
     const bool backward = action.pass == Pass::kBackward || action.pass == Pass::kBackwardInput;
     if (!backward || !HasNext(action.segment)) continue;
-    if (!has_slot(action)) break;
+    if (!has_place(action, slots_)) break;
     Slot& slot = SlotOf(action);
     gradients_in_.stream->Wait(slot.freed);
     gradients_in_.stream->Wait(slot.gradient_sent);
@@ -128,6 +140,7 @@ absl::Status PipelineExecutor::Compute(const PipelineAction& action, const PassH
   if (last) {
     ++finished_[static_cast<std::size_t>(action.segment)];
     compute_.Record(SlotOf(action).freed);
+    compute_.Record(InputOf(action).freed);
   }
   return absl::OkStatus();
 }
@@ -135,9 +148,9 @@ absl::Status PipelineExecutor::Compute(const PipelineAction& action, const PassH
 absl::Status PipelineExecutor::Forward(const PipelineAction& action, const PassHandlers& handlers) {
   ASSIGN_OR_RETURN(const MicroBatch batch, handlers.load(action.micro_batch));
   Slot& slot = SlotOf(action);
-  if (HasPrevious(action.segment)) WaitFor(slot.input_received);
+  if (HasPrevious(action.segment)) WaitFor(InputOf(action).received);
   if (HasNext(action.segment)) WaitFor(slot.output_sent);
-  const float loss = model_.Forward(batch, action.segment, action.micro_batch % slots_);
+  const float loss = model_.Forward(batch, action.segment, action.micro_batch);
   if (HasNext(action.segment)) {
     Send(activations_out_, "activations", BuffersOf(action).output, slot.output_computed,
          slot.output_sent);
@@ -149,22 +162,22 @@ absl::Status PipelineExecutor::Forward(const PipelineAction& action, const PassH
 
 void PipelineExecutor::Backward(const PipelineAction& action, const PassHandlers& handlers) {
   Slot& slot = SlotOf(action);
-  const int index = action.micro_batch % slots_;
   const bool accumulate = handlers.accumulate && action.micro_batch > 0;
   const auto bucket_ready = [&handlers, m = action.micro_batch](std::size_t bucket) {
     handlers.bucket_ready(bucket, m);
   };
   if (action.pass == Pass::kBackwardWeights) {
-    model_.BackwardWeights(accumulate, bucket_ready, action.segment, index);
+    model_.BackwardWeights(accumulate, bucket_ready, action.segment, action.micro_batch);
     return;
   }
   if (HasNext(action.segment)) WaitFor(slot.gradient_received);
   // The head writes a gradient that it has not received: the one before must have gone.
   WaitFor(slot.gradient_sent);
   if (action.pass == Pass::kBackward) {
-    model_.Backward(handlers.loss_scale, accumulate, bucket_ready, action.segment, index);
+    model_.Backward(handlers.loss_scale, accumulate, bucket_ready, action.segment,
+                    action.micro_batch);
   } else {
-    model_.BackwardInput(handlers.loss_scale, action.segment, index);
+    model_.BackwardInput(handlers.loss_scale, action.segment, action.micro_batch);
   }
   if (HasPrevious(action.segment)) {
     Send(gradients_out_, "activation gradients", BuffersOf(action).gradient, slot.gradient_computed,

@@ -5,9 +5,11 @@
 //
 //   receive input --> Forward --> send output       receive gradient --> Backward --> send gradient
 //
-// Receives are posted as soon as their slot of the segment is free, in the order of the list.
-// Invariant: a slot's buffers are written again only after the last pass that reads them, and
-// after what was sent from them has gone.
+// Receives are posted as soon as their place in the segment is free, in the order of the list; an
+// input has one more than there are slots, so that the next one arrives while the last free slot's
+// micro-batch computes.
+// Invariant: a buffer is written again only after the last pass that reads it, and after what was
+// sent from it has gone.
 // Threading: belongs to the step thread.
 #pragma once
 
@@ -61,10 +63,12 @@ class PipelineExecutor {
     std::unique_ptr<Stream> stream;  // null: there is no such neighbour
   };
   struct Slot;
+  struct Input;
 
   bool HasPrevious(int segment) const;
   bool HasNext(int segment) const;
   Slot& SlotOf(const PipelineAction& action);
+  Input& InputOf(const PipelineAction& action);
   SegmentBuffers BuffersOf(const PipelineAction& action);
   void PostReceives(const std::vector<PipelineAction>& actions);
   absl::Status Compute(const PipelineAction& action, const PassHandlers& handlers);
@@ -81,7 +85,9 @@ class PipelineExecutor {
   const int slots_;
   const std::size_t elements_;
   Stream& compute_;
-  std::vector<std::unique_ptr<Slot>> slot_;  // segment * slots + slot; outlives the streams
+  // They outlive the streams.
+  std::vector<std::unique_ptr<Slot>> slot_;    // segment * slots + slot
+  std::vector<std::unique_ptr<Input>> input_;  // segment * (slots + 1) + place
   Direction activations_in_;
   Direction activations_out_;
   Direction gradients_in_;
