@@ -130,14 +130,24 @@ struct Core::Impl {
   void OnSelfTestDone(NodeId node, const v1::SelfTestDone& done);
   void OnTestDeadline(NodeId node);
   void FailSelfTest(NodeId node, const std::string& error);
-  // A node that has failed too often gets no more work, where its run can go on without it.
-  // `run_id`: the one that it failed, if any.
+  int FailuresOf(const Node& node) const;  // in the last hour
+  // It has failed too often, and every run that may use it can go on without it.
+  bool ShallBeQuarantined(NodeId node) const;
+  // Such a node gets no more work. `run_id`: the one that it failed, if any.
   void MaybeQuarantine(NodeId node, const std::string& run_id, const std::string& last_failure);
+  // After a generation. A node that holds the last copy of the run's state stays until the run has
+  // trained again and moves off it (OverdueNode), which loses no step.
+  void QuarantineAfter(const Run& run);
+  // One of its generation that shall be quarantined, and that free nodes can replace, or nobody
+  // need: tested ones alone, or all.
+  std::optional<NodeId> OverdueNode(const Run& run, bool tested_alone) const;
   bool CanGoOnWithout(const Run& run, NodeId node) const;
-  // Runs that train on a drained node, or on fewer than they asked for while others are free, are
-  // asked to end their generation at a checkpoint.
+  // Runs that train on a drained node or one that keeps failing, or on fewer than they asked for
+  // while others are free, are asked to end their generation at a checkpoint.
   void ConsiderMoves();
   void ConsiderMove(const Run& run);
+  // Of its own nodes and free ones, if that is more of what it asked for than it has.
+  std::optional<Plan> LargerPlan(const Run& run, bool tested_alone) const;
   void RequestMove(const Run& run, const std::string& reason, bool at_checkpoint);
   void SendMove(const Run& run, std::optional<NodeId> only);
   // Nodes that `run` could have, were it to begin anew: its own and the free ones, tested or not.

@@ -6,17 +6,8 @@
 #include "absl/strings/str_cat.h"
 #include "coordinator/core/core_impl.h"
 #include "coordinator/core/limits.h"
-
+#include "coordinator/core/runs.h"
 namespace paceline::core {
-namespace {
-
-// What corrupt state has been mixed into is no place to go on from.
-bool MayBeCorrupt(const Run& run) {
-  return run.failure.cause() == v1::FAILURE_CAUSE_CORRUPT_STATE ||
-         run.failure.cause() == v1::FAILURE_CAUSE_REPLICAS_DIFFER;
-}
-
-}  // namespace
 
 void Core::Impl::NoteHeld(NodeId id, const v1::GenerationGone& gone) {
   const Run* run = state_.FindRun(gone.key().run_id());

@@ -67,6 +67,31 @@ TEST(RestoreTest, EveryStageMustBeCoveredAtOneStep) {
   EXPECT_EQ(two.With(Live({{0, 7}, {1, 7}, {2, 7}, {3, 7}})).step, 7);
 }
 
+TEST(RestoreTest, TheLastCopyIsWhatNoOtherNodesWorkersHold) {
+  State state;
+  for (const std::uint64_t id : {1, 2}) {
+    state.nodes[NodeId{id}] = {.id = NodeId{id}, .alive = true, .joined_index = id};
+  }
+  Stages two(/*copies=*/2, /*slots=*/2);
+  two.run.plan_index = 5;
+  v1::RankFailed& failure = two.run.failure;
+  failure.mutable_key();
+  failure.set_rank(1);
+  EXPECT_FALSE(HoldsLastCopy(state, two.run, NodeId{1})) << "node 2 has both stages";
+  failure.set_rank(3);
+  EXPECT_TRUE(HoldsLastCopy(state, two.run, NodeId{1})) << "the second stage";
+  EXPECT_FALSE(HoldsLastCopy(state, two.run, NodeId{2}));
+  failure.set_rank(1);
+  state.nodes[NodeId{2}].drained = true;
+  EXPECT_FALSE(HoldsLastCopy(state, two.run, NodeId{1})) << "nobody holds the second stage";
+  failure.Clear();
+  EXPECT_FALSE(HoldsLastCopy(state, two.run, NodeId{1})) << "a checkpoint holds all of it";
+  two.run.last_step = 7;
+  EXPECT_TRUE(HoldsLastCopy(state, two.run, NodeId{1})) << "no checkpoint does";
+  state.nodes[NodeId{1}].joined_index = 6;
+  EXPECT_FALSE(HoldsLastCopy(state, two.run, NodeId{1})) << "its workers are gone";
+}
+
 // The second stage's worker is dead, and what the other has in memory is of a later step than its
 // snapshots.
 TEST(RestoreTest, SnapshotsOfOneStepCoverWhatNobodyHoldsLive) {
