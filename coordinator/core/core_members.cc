@@ -261,11 +261,12 @@ void Core::Impl::ConsiderMove(const Run& run) {
       return RequestMove(run, reason, /*at_checkpoint=*/true);
     }
   }
-  if (!run.move_reason.empty()) return;
   if (const std::optional<Plan> plan = LargerPlan(run, /*tested_alone=*/true)) {
+    if (!run.move_reason.empty()) return;  // it waits for the checkpoint
     return RequestMove(run, absl::StrCat("it can go on with ", plan->reason),
                        run.file.checkpoint.interval_steps > 0);
   }
+  // Also where a coordinator before this one has asked for a move: who passed is not journaled.
   if (OverdueNode(run, /*tested_alone=*/false) || LargerPlan(run, /*tested_alone=*/false)) {
     BeginSelfTests(run);
   }

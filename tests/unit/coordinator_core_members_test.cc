@@ -283,6 +283,23 @@ TEST_F(GrowTest, ACoordinatorThatDiesInBetweenAsksAgain) {
   EXPECT_TRUE(stops[0].stop().moves());
 }
 
+// Who has passed a test is not journaled.
+TEST_F(GrowTest, ACoordinatorThatDiesInBetweenTestsAgainBeforeTheCheckpoint) {
+  PassSelfTest(cluster_, 1, cluster_.Sent(1, Kind::kSelfTest)[0].self_test().id());
+  cluster_.Restart();
+  cluster_.Register(0, 1, 2, "run");
+  cluster_.Register(1, 2, 2, "run");
+  cluster_.Heartbeat(1);
+  cluster_.Progress(0, 0, 5);
+  const auto tests = cluster_.Sent(1, Kind::kSelfTest);
+  ASSERT_EQ(tests.size(), 1u);
+  PassSelfTest(cluster_, 1, tests[0].self_test().id());
+  EXPECT_THAT(cluster_.Sent(0, Kind::kStop), testing::IsEmpty()) << "it has been asked to move";
+  Move(cluster_, {{0, {0, 1}}}, 10);
+  EXPECT_EQ(cluster_.Status().generation(), 3u);
+  EXPECT_EQ(cluster_.TheRun().plan.layout().data(), 4) << "the move was not in vain";
+}
+
 TEST(DrainTest, ARunMovesOntoASpareAtACheckpointThatIsAskedFor) {
   Cluster cluster;
   cluster.StartFourRanks(100, "interval_steps = 10", "spares = 1");
