@@ -50,7 +50,6 @@ struct GenerationRuntime {
   // Nodes that others still take up state from, though they have no part in this generation: they
   // are told to forget the one before when all ranks have taken it up.
   std::vector<NodeId> forget_later;
-  v1::GenerationKey former;
   bool stepped = false;        // the first step is known to be done
   std::int64_t last_step = 0;  // the highest completed by a rank
   double step_seconds = 0;     // smoothed; 0: none timed yet
@@ -80,6 +79,8 @@ struct NodeRuntime {
   std::string test_run;     // whose
   std::string tested_for;   // the run that it has passed one for
   std::string test_failed;  // the run whose test it failed: that asks again a while later
+  // By run: the generation up to which it was told, in this session, to forget what it holds.
+  std::map<std::string, std::uint64_t> told_to_forget;
 };
 
 struct Core::Impl {
@@ -173,6 +174,9 @@ struct Core::Impl {
   // --- core_restore.cc ---
   // What the node holds in memory of the run's last generation.
   void NoteHeld(NodeId node, const v1::GenerationGone& gone);
+  // It may hold something of a generation that its run has gone on without, and not have been told:
+  // it was out of hearing, or the coordinator was.
+  void ForgetStale(NodeId node, const v1::GenerationKey& key);
   // What the run can go on from with this plan.
   RestorePoint RestoreWith(const Run& run, const Plan& plan) const;
   // Why a run that had come further goes on from disk; empty: it loses nothing by that.
