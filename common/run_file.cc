@@ -28,12 +28,6 @@ void DeriveDefaults(const run_file::SettingsReader& reader, ModelSection& model)
   }
 }
 
-// An MPI job's ranks are all there or the job is over.
-void DeriveDefaults(LaunchSection& launch) {
-  if (launch.min_nodes > 0) return;
-  launch.min_nodes = launch.launcher == "mpi" ? launch.nodes : (launch.nodes + 1) / 2;
-}
-
 struct ValueText {
   std::string operator()(const std::int64_t* value) const { return std::to_string(*value); }
   std::string operator()(const std::uint64_t* value) const { return std::to_string(*value); }
@@ -56,6 +50,12 @@ struct ValueText {
 
 }  // namespace
 
+// Not written into the run file: with other `nodes` it is another.
+std::int64_t LaunchSection::MinNodes() const {
+  if (min_nodes > 0) return min_nodes;
+  return launcher == "mpi" ? nodes : (nodes + 1) / 2;
+}
+
 absl::StatusOr<RunFile> ParseRunFile(const std::string& text, const std::string& file_name,
                                      const std::string& folder,
                                      const std::vector<Override>& overrides) {
@@ -68,7 +68,6 @@ absl::StatusOr<RunFile> ParseRunFile(const std::string& text, const std::string&
   for (const Override& given : overrides) reader.TakeOverride(given);
   reader.ReadValues();
   DeriveDefaults(reader, result.model);
-  DeriveDefaults(result.launch);
   run_file::CheckTogether(result, reader.findings());
   RETURN_IF_ERROR(reader.findings().ToStatus());
   return result;

@@ -110,10 +110,14 @@ struct LaunchSection {
   std::int64_t nodes = 1;
   std::int64_t slots_per_node = 1;
   std::int64_t spares = 0;         // nodes beyond `nodes` that wait to take a dead one's place
-  std::int64_t min_nodes = 0;      // with fewer the run waits; default: half of `nodes`, rounded up
+  std::int64_t min_nodes = 0;      // with fewer the run waits; 0: MinNodes() derives it
   std::string device = "cpu";      // or "cuda"
   std::string launcher = "local";  // or "mpi", "slurm"
   std::string transport = "gloo";  // or "mpi" (launcher "mpi" alone), "nccl"
+
+  // `min_nodes`; where it is 0 half of `nodes`, rounded up, and of an MPI job, whose ranks are all
+  // there or it is over, all of them.
+  std::int64_t MinNodes() const;
 };
 
 struct RatesSection {

@@ -267,8 +267,9 @@ void CheckNodes(const LaunchSection& launch, Findings& findings) {
   if (launch.min_nodes > launch.nodes) {
     findings.Report("launch", "min_nodes",
                     "must be at most nodes = " + Number(launch.nodes) +
-                        ", since a run never goes on with more; spares do not count");
-  } else if (launch.launcher == "mpi" && launch.min_nodes < launch.nodes) {
+                        ", since a run never goes on with more; spares do not count. Lower it as "
+                        "well, or give 0: half of nodes, rounded up");
+  } else if (launch.launcher == "mpi" && launch.MinNodes() < launch.nodes) {
     findings.Report("launch", "min_nodes",
                     "must be nodes = " + Number(launch.nodes) +
                         " with launcher = \"mpi\": a job that loses a rank is over");

@@ -50,7 +50,6 @@ struct GenerationRuntime {
   // Nodes that others still take up state from, though they have no part in this generation: they
   // are told to forget the one before when all ranks have taken it up.
   std::vector<NodeId> forget_later;
-  v1::GenerationKey former;
   bool stepped = false;        // the first step is known to be done
   std::int64_t last_step = 0;  // the highest completed by a rank
   double step_seconds = 0;     // smoothed; 0: none timed yet
@@ -80,6 +79,8 @@ struct NodeRuntime {
   std::string test_run;     // whose
   std::string tested_for;   // the run that it has passed one for
   std::string test_failed;  // the run whose test it failed: that asks again a while later
+  // By run: the generation up to which it was told, in this session, to forget what it holds.
+  std::map<std::string, std::uint64_t> told_to_forget;
 };
 
 struct Core::Impl {
@@ -130,14 +131,24 @@ struct Core::Impl {
   void OnSelfTestDone(NodeId node, const v1::SelfTestDone& done);
   void OnTestDeadline(NodeId node);
   void FailSelfTest(NodeId node, const std::string& error);
-  // A node that has failed too often gets no more work, where its run can go on without it.
-  // `run_id`: the one that it failed, if any.
+  int FailuresOf(const Node& node) const;  // in the last hour
+  // It has failed too often, and every run that may use it can go on without it.
+  bool ShallBeQuarantined(NodeId node) const;
+  // Such a node gets no more work. `run_id`: the one that it failed, if any.
   void MaybeQuarantine(NodeId node, const std::string& run_id, const std::string& last_failure);
+  // After a generation. A node that holds the last copy of the run's state stays until the run has
+  // trained again and moves off it (OverdueNode), which loses no step.
+  void QuarantineAfter(const Run& run);
+  // One of its generation that shall be quarantined, and that free nodes can replace, or nobody
+  // need: tested ones alone, or all.
+  std::optional<NodeId> OverdueNode(const Run& run, bool tested_alone) const;
   bool CanGoOnWithout(const Run& run, NodeId node) const;
-  // Runs that train on a drained node, or on fewer than they asked for while others are free, are
-  // asked to end their generation at a checkpoint.
+  // Runs that train on a drained node or one that keeps failing, or on fewer than they asked for
+  // while others are free, are asked to end their generation at a checkpoint.
   void ConsiderMoves();
   void ConsiderMove(const Run& run);
+  // Of its own nodes and free ones, if that is more of what it asked for than it has.
+  std::optional<Plan> LargerPlan(const Run& run, bool tested_alone) const;
   void RequestMove(const Run& run, const std::string& reason, bool at_checkpoint);
   void SendMove(const Run& run, std::optional<NodeId> only);
   // Nodes that `run` could have, were it to begin anew: its own and the free ones, tested or not.
@@ -163,6 +174,9 @@ struct Core::Impl {
   // --- core_restore.cc ---
   // What the node holds in memory of the run's last generation.
   void NoteHeld(NodeId node, const v1::GenerationGone& gone);
+  // It may hold something of a generation that its run has gone on without, and not have been told:
+  // it was out of hearing, or the coordinator was.
+  void ForgetStale(NodeId node, const v1::GenerationKey& key);
   // What the run can go on from with this plan.
   RestorePoint RestoreWith(const Run& run, const Plan& plan) const;
   // Why a run that had come further goes on from disk; empty: it loses nothing by that.

@@ -1,12 +1,14 @@
 // Which nodes get work, inside Core: drains and quarantine, self-tests of those that would join a
 // run under way, and the moves of runs between them.
 #include <algorithm>
+#include <optional>
 #include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "coordinator/core/core_impl.h"
 #include "coordinator/core/limits.h"
+#include "coordinator/core/restore.h"
 #include "coordinator/core/runs.h"
 
 namespace paceline::core {
@@ -61,29 +63,66 @@ void Core::Impl::On(const UndrainNodeCalled& event) {
 
 // --- quarantine ---
 
-void Core::Impl::MaybeQuarantine(NodeId id, const std::string& run_id,
-                                 const std::string& last_failure) {
+int Core::Impl::FailuresOf(const Node& node) const {
+  return node.FailuresSince(std::max(state_.at_ms, WallMs(now_)) - kFailureMemoryMs);
+}
+
+bool Core::Impl::ShallBeQuarantined(NodeId id) const {
   const Node* node = state_.FindNode(id);
-  if (node == nullptr || node->drained) return;
-  const std::int64_t now_ms = std::max(state_.at_ms, WallMs(now_));
-  const int failures = node->FailuresSince(now_ms - kFailureMemoryMs);
-  if (failures < kQuarantineFailures) return;
+  if (node == nullptr || node->drained || FailuresOf(*node) < kQuarantineFailures) return false;
   const std::string& serves = node->info.run_id();
-  const bool needed = std::any_of(state_.runs.begin(), state_.runs.end(), [&](const auto& entry) {
+  return std::none_of(state_.runs.begin(), state_.runs.end(), [&](const auto& entry) {
     const bool may_use = serves.empty() || serves == entry.first;
     return may_use && !entry.second.ended() && !CanGoOnWithout(entry.second, id);
   });
-  if (needed) return;
+}
+
+void Core::Impl::MaybeQuarantine(NodeId id, const std::string& run_id,
+                                 const std::string& last_failure) {
+  if (!ShallBeQuarantined(id)) return;
   v1::Fact fact;
   v1::NodeDrained& drained = *fact.mutable_node_drained();
   drained.set_node_id(id.value());
   drained.set_quarantined(true);
   drained.set_run_id(run_id);
-  drained.set_reason(absl::StrCat(
-      failures, " failures within an hour; the last: ", Cut(last_failure, kMaxStderrLineBytes)));
+  std::string reason = absl::StrCat(FailuresOf(state_.nodes.at(id)), " failures within an hour");
+  if (!last_failure.empty()) {
+    absl::StrAppend(&reason, "; the last: ", Cut(last_failure, kMaxStderrLineBytes));
+  }
+  drained.set_reason(reason);
   Emit(std::move(fact));
   UpdateFree(id);
   consider_moves_ = true;
+}
+
+void Core::Impl::QuarantineAfter(const Run& run) {
+  const auto consider = [&](NodeId id, const std::string& last_failure) {
+    // A crash loop keeps nothing: then the node goes, whatever it holds.
+    const bool goes_on = !run.failure.has_key() || WhyNotAgain(run).empty();
+    const bool may_wait = run.stop_reason.empty() && goes_on && !MayBeCorrupt(run);
+    if (may_wait && HoldsLastCopy(state_, run, id)) return;
+    MaybeQuarantine(id, run.id(), last_failure);
+  };
+  if (run.failure.has_key()) {
+    if (run.failure.rank() >= run.plan.placements_size()) return;
+    return consider(NodeId{run.plan.placements(run.failure.rank()).node_id()}, run.reason);
+  }
+  if (run.move_reason.empty() || !run.stop_reason.empty()) return;
+  std::set<NodeId> nodes;
+  for (const v1::RankPlacement& placement : run.plan.placements()) {
+    nodes.insert(NodeId{placement.node_id()});
+  }
+  for (const NodeId id : nodes) consider(id, "");
+}
+
+std::optional<NodeId> Core::Impl::OverdueNode(const Run& run, bool tested_alone) const {
+  for (const auto& [id, ranks] : generations_.at(run.id()).ranks_of) {
+    if (!ShallBeQuarantined(id)) continue;
+    std::vector<FreeNode> others = NodesWithin(run, tested_alone);
+    std::erase_if(others, [without = id](const FreeNode& node) { return node.id == without; });
+    if (PlanFor(run.file, others, run.plan).fits) return id;
+  }
+  return std::nullopt;
 }
 
 // Nodes that live, whether they are heard of now or not: a restart of the coordinator between the
@@ -103,8 +142,10 @@ bool Core::Impl::CanGoOnWithout(const Run& run, NodeId without) const {
 
 void Core::Impl::BeginSelfTests(const Run& run) {
   const GenerationRuntime& generation = generations_.at(run.id());
-  const std::int64_t missing =
-      run.file.launch.nodes - static_cast<std::int64_t>(generation.ranks_of.size());
+  const std::int64_t staying =
+      std::count_if(generation.ranks_of.begin(), generation.ranks_of.end(),
+                    [this](const auto& entry) { return !ShallBeQuarantined(entry.first); });
+  const std::int64_t missing = run.file.launch.nodes - staying;
   std::vector<FreeNode> candidates = FreeNodesFor(run);
   std::stable_sort(candidates.begin(), candidates.end(),
                    [](const FreeNode& a, const FreeNode& b) { return a.failures < b.failures; });
@@ -165,11 +206,10 @@ void Core::Impl::OnTestDeadline(NodeId id) {
 
 FreeNode Core::Impl::FreeNodeOf(const Run& run, NodeId id) const {
   const Node& node = state_.nodes.at(id);
-  const std::int64_t now_ms = std::max(state_.at_ms, WallMs(now_));
   return {.id = id,
           .slots = node.info.slots(),
           .stays = StaysOn(run, node),
-          .failures = node.FailuresSince(now_ms - kFailureMemoryMs)};
+          .failures = FailuresOf(node)};
 }
 
 std::vector<FreeNode> Core::Impl::NodesWithin(const Run& run, bool tested_alone) const {
@@ -209,22 +249,37 @@ void Core::Impl::ConsiderMove(const Run& run) {
     return RequestMove(run, absl::StrCat(node.info.name(), " is drained: ", node.drain_reason),
                        /*at_checkpoint=*/false);
   }
-  if (!run.move_reason.empty()) return;
-  const absl::StatusOr<v1::Layout> asked = LayoutFor(run.file);
-  if (!asked.ok() || SameLayout(run.plan.layout(), *asked)) return;
-  const auto better = [&run](const Plan& plan) {
-    const auto ranks = static_cast<int>(plan.placements.size());
-    return plan.fits && (ranks > run.plan.placements_size() ||
-                         (plan.whole && !SameLayout(plan.layout, run.plan.layout())));
-  };
-  const Plan plan = PlanFor(run.file, NodesWithin(run, /*tested_alone=*/true), run.plan);
-  if (better(plan)) {
-    return RequestMove(run, absl::StrCat("it can go on with ", plan.reason),
+  if (const std::optional<NodeId> overdue = OverdueNode(run, /*tested_alone=*/true)) {
+    const Node& node = state_.nodes.at(*overdue);
+    const std::string reason =
+        absl::StrCat(node.info.name(), " has failed ", FailuresOf(node), " times within an hour");
+    // The ranks are not stopped over and over for a checkpoint that the disk does not take.
+    const bool failed = !run.discarded.empty() && !run.discarded.back().committed() &&
+                        run.discarded.back().step() > run.CommittedStep();
+    if (!failed) return RequestMove(run, reason, /*at_checkpoint=*/false);
+    if (run.move_reason.empty() && run.file.checkpoint.interval_steps > 0) {
+      return RequestMove(run, reason, /*at_checkpoint=*/true);
+    }
+  }
+  if (const std::optional<Plan> plan = LargerPlan(run, /*tested_alone=*/true)) {
+    if (!run.move_reason.empty()) return;  // it waits for the checkpoint
+    return RequestMove(run, absl::StrCat("it can go on with ", plan->reason),
                        run.file.checkpoint.interval_steps > 0);
   }
-  if (better(PlanFor(run.file, NodesWithin(run, /*tested_alone=*/false), run.plan))) {
+  // Also where a coordinator before this one has asked for a move: who passed is not journaled.
+  if (OverdueNode(run, /*tested_alone=*/false) || LargerPlan(run, /*tested_alone=*/false)) {
     BeginSelfTests(run);
   }
+}
+
+std::optional<Plan> Core::Impl::LargerPlan(const Run& run, bool tested_alone) const {
+  const absl::StatusOr<v1::Layout> asked = LayoutFor(run.file);
+  if (!asked.ok() || SameLayout(run.plan.layout(), *asked)) return std::nullopt;
+  Plan plan = PlanFor(run.file, NodesWithin(run, tested_alone), run.plan);
+  const auto ranks = static_cast<int>(plan.placements.size());
+  const bool larger = plan.fits && (ranks > run.plan.placements_size() ||
+                                    (plan.whole && !SameLayout(plan.layout, run.plan.layout())));
+  return larger ? std::optional<Plan>(std::move(plan)) : std::nullopt;
 }
 
 void Core::Impl::RequestMove(const Run& run, const std::string& reason, bool at_checkpoint) {

@@ -55,6 +55,7 @@ void Core::Impl::OnRegister(SessionId session, const v1::RegisterNode& info) {
   for (const v1::GenerationGone& left : info.left_behind()) NoteHeld(id, left);
   GrantLease(id);
   TellWhereItStands(id);
+  for (const v1::GenerationGone& left : info.left_behind()) ForgetStale(id, left.key());
   UpdateFree(id);
   retry_deferred_ = true;
   TryPlans();
@@ -76,6 +77,7 @@ void Core::Impl::BindSession(SessionId session, NodeId node) {
     decision_.effects.push_back(
         CloseSession{*runtime.session, absl::UnavailableError("the agent opened another session")});
   }
+  if (runtime.session != session) runtime.told_to_forget.clear();
   runtime.session = session;
   runtime.test = 0;             // its answer may have been lost with the session before
   runtime.test_failed.clear();  // as is the time at which it would be forgotten
@@ -144,6 +146,7 @@ void Core::Impl::OnHeartbeat(NodeId id, const v1::Heartbeat& heartbeat) {
 void Core::Impl::OnGone(NodeId id, const v1::GenerationGone& gone) {
   const v1::GenerationKey& key = gone.key();
   NoteHeld(id, gone);
+  ForgetStale(id, key);
   NodeRuntime& runtime = nodes_.at(id);
   if (runtime.draining && Same(*runtime.draining, key)) {
     runtime.draining.reset();

@@ -1,20 +1,19 @@
 // What members hold of a run's state, inside Core: what they tell of it, which of it the run's next
 // generation takes up, and who is told to forget the rest.
+#include <algorithm>
 #include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "coordinator/core/core_impl.h"
 #include "coordinator/core/limits.h"
+#include "coordinator/core/runs.h"
 
 namespace paceline::core {
 namespace {
 
-// What corrupt state has been mixed into is no place to go on from.
-bool MayBeCorrupt(const Run& run) {
-  return run.failure.cause() == v1::FAILURE_CAUSE_CORRUPT_STATE ||
-         run.failure.cause() == v1::FAILURE_CAUSE_REPLICAS_DIFFER;
-}
+// Runs whose forgetting is remembered of a node. Forgotten itself, one is told once more.
+constexpr std::size_t kMaxToldToForget = 64;
 
 }  // namespace
 
@@ -116,33 +115,51 @@ void Core::Impl::Distrust(const Run& run, const GenerationRuntime& generation,
 }
 
 void Core::Impl::ForgetHeld(const Run& run, const v1::GenerationStarted& former) {
-  GenerationRuntime& generation = generations_.at(run.id());
-  generation.former = former.key();
-  std::set<NodeId> needed;
-  for (const v1::SnapshotSource& source : run.plan.sources()) {
-    needed.insert(NodeId{source.node_id()});
-  }
-  std::set<NodeId> told;
+  std::set<NodeId> nodes;
   for (const v1::RankPlacement& placement : former.placements()) {
-    const NodeId id{placement.node_id()};
-    if (generation.ranks_of.contains(id) || !nodes_.contains(id) || !told.insert(id).second) {
-      continue;
-    }
-    if (needed.contains(id)) {
-      generation.forget_later.push_back(id);
-    } else {
-      SendForget(id, former.key());
-    }
+    nodes.insert(NodeId{placement.node_id()});
+  }
+  for (const NodeId id : nodes) {
+    if (nodes_.contains(id)) ForgetStale(id, former.key());
   }
 }
 
+void Core::Impl::ForgetStale(NodeId id, const v1::GenerationKey& key) {
+  const Run* run = state_.FindRun(key.run_id());
+  if (run == nullptr || nodes_.at(id).released) return;
+  if (key.generation() > run->generation.value()) return;
+  if (run->ended()) return SendForget(id, key);
+  const auto open = generations_.find(run->id());
+  if (open == generations_.end() || key.generation() == run->generation.value() ||
+      open->second.ranks_of.contains(id)) {
+    return;
+  }
+  GenerationRuntime& generation = open->second;
+  const auto& sources = run->plan.sources();
+  const bool needed = generation.ready < generation.ranks.size() &&
+                      std::any_of(sources.begin(), sources.end(), [id](const auto& source) {
+                        return source.node_id() == id.value();
+                      });
+  if (!needed) return SendForget(id, key);
+  std::vector<NodeId>& later = generation.forget_later;
+  if (std::find(later.begin(), later.end(), id) == later.end()) later.push_back(id);
+}
+
 void Core::Impl::ForgetLater(GenerationRuntime& generation) {
+  v1::GenerationKey former = generation.key;
+  former.set_generation(former.generation() - 1);
   for (const NodeId id : std::exchange(generation.forget_later, {})) {
-    if (nodes_.contains(id)) SendForget(id, generation.former);
+    if (nodes_.contains(id)) SendForget(id, former);
   }
 }
 
 void Core::Impl::SendForget(NodeId node, const v1::GenerationKey& key) {
+  NodeRuntime& runtime = nodes_.at(node);
+  if (!runtime.session) return;  // it says what it holds when it comes back
+  if (runtime.told_to_forget.size() >= kMaxToldToForget) runtime.told_to_forget.clear();
+  std::uint64_t& told = runtime.told_to_forget[key.run_id()];
+  if (told >= key.generation()) return;
+  told = key.generation();
   v1::CoordinatorMessage message;
   *message.mutable_end()->mutable_key() = key;
   message.mutable_end()->set_reason("the run goes on without what this node holds of it");

@@ -264,14 +264,8 @@ void Core::Impl::RememberRanks(const GenerationRuntime& generation) {
 
 void Core::Impl::AfterGeneration(const std::string& run_id) {
   const Run& run = state_.runs.at(run_id);
-  if (run.failure.has_key() && run.failure.rank() < run.plan.placements_size()) {
-    MaybeQuarantine(NodeId{run.plan.placements(run.failure.rank()).node_id()}, run_id, run.reason);
-  }
-  // What corrupt state has been mixed into is no place to go on from.
-  if (run.failure.cause() == v1::FAILURE_CAUSE_CORRUPT_STATE ||
-      run.failure.cause() == v1::FAILURE_CAUSE_REPLICAS_DIFFER) {
-    RollBackTo(run, run.CommittedStep());
-  }
+  QuarantineAfter(run);
+  if (MayBeCorrupt(run)) RollBackTo(run, run.CommittedStep());
   const std::string damaged = run.failure.damaged_checkpoint();
   if (!damaged.empty() && !run.checkpoints.empty() && run.checkpoints.back().folder == damaged) {
     Discard(run, run.CommittedStep(), damaged, absl::StrCat("found damaged: ", run.reason));

@@ -74,7 +74,7 @@ v1::NodeStatus Core::Impl::StatusOf(const Node& node) const {
   }
   out.set_state(StateOf(node, out.ranks() > 0));
   out.set_reason(node.drain_reason);
-  out.set_failures(node.FailuresSince(std::max(state_.at_ms, WallMs(now_)) - kFailureMemoryMs));
+  out.set_failures(FailuresOf(node));
   return out;
 }
 

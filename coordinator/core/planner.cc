@@ -153,11 +153,11 @@ std::string Missing(const RunFile& file, std::int64_t nodes, std::int64_t slots)
   const LaunchSection& launch = file.launch;
   const std::string here = absl::StrCat(Count(slots, "slot"), " on ", Count(nodes, "node"),
                                         slots == 1 ? " is" : " are", " free");
-  if (nodes >= launch.min_nodes || launch.min_nodes == launch.nodes) {
+  if (nodes >= launch.MinNodes() || launch.MinNodes() == launch.nodes) {
     return absl::StrCat("waits for ", Count(file.WorldSize(), "slot"), " (",
                         Count(launch.nodes, "node"), " of ", launch.slots_per_node, "); ", here);
   }
-  return absl::StrCat("waits for at least [launch] min_nodes = ", launch.min_nodes, " of its ",
+  return absl::StrCat("waits for at least [launch] min_nodes = ", launch.MinNodes(), " of its ",
                       Count(launch.nodes, "node"), "; ", here);
 }
 
@@ -232,7 +232,7 @@ Plan PlanFor(const RunFile& file, const std::vector<FreeNode>& free,
   const std::int64_t asked = file.WorldSize();
   const auto nodes_free = static_cast<std::int64_t>(free.size());
   if (slots < asked) plan.missing = Missing(file, nodes_free, slots);
-  if (slots < asked && nodes_free < std::max<std::int64_t>(file.launch.min_nodes, 1)) {
+  if (slots < asked && nodes_free < std::max<std::int64_t>(file.launch.MinNodes(), 1)) {
     plan.reason = plan.missing;
     return plan;
   }

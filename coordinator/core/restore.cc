@@ -148,6 +148,27 @@ RestorePoint RestoreFor(const Run& run, const Held& held, const v1::Layout& layo
   return from_disk;
 }
 
+bool HoldsLastCopy(const State& state, const Run& run, NodeId node) {
+  const bool planned = !run.failure.has_key();
+  if (planned && run.last_step <= run.CommittedStep()) return false;  // all of it is on disk
+  std::map<std::int32_t, std::pair<bool, bool>> held;                 // by state: here, elsewhere
+  for (const v1::RankPlacement& placement : run.plan.placements()) {
+    auto& [here, elsewhere] = held[StateOf(run.plan.layout(), placement.rank())];
+    const NodeId id{placement.node_id()};
+    const Node* at = state.FindNode(id);
+    const bool lives = at != nullptr && at->alive && at->joined_index < run.plan_index;
+    if (!lives || at->drained || (!planned && run.failure.rank() == placement.rank())) continue;
+    (id == node ? here : elsewhere) = true;
+  }
+  bool last = false;
+  for (const auto& [of, where] : held) {
+    const auto [here, elsewhere] = where;
+    if (!here && !elsewhere) return false;
+    last = last || !elsewhere;
+  }
+  return last;
+}
+
 std::vector<Buddy> BuddiesOf(const v1::GenerationStarted& plan) {
   std::set<NodeId> nodes;
   std::map<std::int32_t, std::pair<std::int32_t, NodeId>> first;  // by state: rank, node

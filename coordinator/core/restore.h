@@ -48,6 +48,11 @@ RestorePoint RestoreFor(const Run& run, const Held& held, const v1::Layout& layo
                         const std::vector<v1::RankPlacement>& placements,
                         const std::function<bool(NodeId)>& serves);
 
+// Whether the workers of the run's last generation, which has ended, still cover its state with
+// those on `node` and not without them. Of facts alone: of the ranks, the one that failed is taken
+// to hold nothing, and the others all that they may; what snapshots hold needs no worker.
+bool HoldsLastCopy(const State& state, const Run& run, NodeId node);
+
 // A rank whose snapshots another node keeps copies of.
 struct Buddy {
   std::int32_t rank = 0;

@@ -67,6 +67,11 @@ std::string WhyNotAgain(const Run& run) {
   return "";
 }
 
+bool MayBeCorrupt(const Run& run) {
+  return run.failure.cause() == v1::FAILURE_CAUSE_CORRUPT_STATE ||
+         run.failure.cause() == v1::FAILURE_CAUSE_REPLICAS_DIFFER;
+}
+
 bool IsSecondary(const v1::RankFailed& failure) {
   if (failure.signal() != 0) return false;
   switch (static_cast<absl::StatusCode>(failure.status_code())) {

@@ -31,6 +31,9 @@ bool IsRetryable(const v1::RankFailed& failure);
 // Why no other generation follows the failure of the last one; empty: one does.
 std::string WhyNotAgain(const Run& run);
 
+// Corrupt state may have been mixed into all that memory holds: no place to go on from.
+bool MayBeCorrupt(const Run& run);
+
 // A failure that only says that somebody else is gone; the cause may still be on its way.
 bool IsSecondary(const v1::RankFailed& failure);
 

@@ -273,7 +273,7 @@ class Session {
     const LaunchSection& launch = request_.run_file.launch;
     given_up_.insert(name);
     const auto left = launch.nodes + launch.spares - static_cast<std::int64_t>(given_up_.size());
-    if (left < launch.min_nodes) return why;
+    if (left < launch.MinNodes()) return why;
     output_.Event(name + " is not started again: its agent ended " + std::to_string(kQuickEndsMax) +
                   " times within " + std::to_string(kQuickEnd.count()) + " s of its start");
     return absl::OkStatus();

@@ -43,22 +43,24 @@ TEST(CleanRunTest, NothingIsLostAndTheLastRecordIsIn) {
   EXPECT_EQ(result.resumes, 0);
 }
 
-// Four data-parallel copies: a worker's death costs the step that was under way, at most. Both
-// nodes are needed: a quarantine of the one that holds all that is left would cost more.
+// Four data-parallel copies: a worker's death costs the step that was under way, at most, also
+// while nodes are quarantined for it. (A false alarm is another matter: after the last step the
+// ranks that have finished hold nothing.)
 TEST(RecoveryTest, ADeadWorkerCostsAtMostOneStep) {
   std::int64_t recoveries = 0;
-  for (std::uint64_t seed = 1; seed <= 40; ++seed) {
+  const int seeds = SeedsOr(400);
+  for (int seed = 1; seed <= seeds; ++seed) {
     Options options;
-    options.seed = seed;
+    options.seed = static_cast<std::uint64_t>(seed);
     options.steps_per_worker_death = 15;
-    options.min_nodes = 2;
+    options.false_alarms = false;
     const Result result = Simulation(options).Run();
     EXPECT_EQ(result.trouble, "") << "seed " << seed;
     EXPECT_EQ(result.resumes, 0) << "seed " << seed;
     EXPECT_LE(result.status.lost_steps(), result.status.recoveries()) << "seed " << seed;
     recoveries += result.status.recoveries();
   }
-  EXPECT_GT(recoveries, 40);
+  EXPECT_GT(recoveries, seeds);
 }
 
 // What goes wrong is drawn from the seed as well, so that seeds differ in kind.

@@ -455,9 +455,11 @@ Training& Simulation::TrainingOf(const v1::GenerationKey& key, int world, std::i
 
 void Simulation::TryStep(const std::shared_ptr<Training>& training) {
   if (training->over || training->stepping || training->ranks_with_peers < training->world) return;
-  const bool granted = std::all_of(
-      training->agents.begin(), training->agents.end(),
-      [&training](const auto& entry) { return entry.second->granted_until() > training->step; });
+  // A generation that begins with the last step's state has its checkpoint to write.
+  const std::int64_t until = std::min(training->step + 1, options_.steps);
+  const bool granted =
+      std::all_of(training->agents.begin(), training->agents.end(),
+                  [until](const auto& entry) { return entry.second->granted_until() >= until; });
   if (!granted) return;
   training->stepping = true;
   After(options_.step_time, [this, training] { Step(training); });
@@ -466,7 +468,7 @@ void Simulation::TryStep(const std::shared_ptr<Training>& training) {
 void Simulation::Step(const std::shared_ptr<Training>& training) {
   training->stepping = false;
   if (training->over) return;
-  const std::int64_t step = ++training->step;
+  const std::int64_t step = training->step = std::min(training->step + 1, options_.steps);
   StepEnd end;
   end.checkpoint = options_.checkpoint_interval > 0 && step % options_.checkpoint_interval == 0;
   end.moves = step < options_.steps && !training->stopping &&
@@ -489,7 +491,9 @@ void Simulation::Step(const std::shared_ptr<Training>& training) {
   const bool agent_dies = random_.OneIn(options_.steps_per_agent_death);
   if (agent_dies || random_.OneIn(options_.steps_per_worker_death)) {
     Agent* dead = victim();
+    const bool takes_part = dead->ranks() > 0 && dead->Holds(training->key);
     agent_dies ? dead->Die(random_.OneIn(options_.deaths_per_lost_machine)) : dead->WorkerDies();
+    if (!takes_part && !options_.false_alarms) return TryStep(training);
     for (const auto& [index, agent] : training->agents) {
       if (agent == dead || !random_.OneIn(2)) continue;
       After(milliseconds(random_.Between(0, 500)), [agent = agent] { agent->OnPeerLost(); });

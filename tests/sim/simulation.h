@@ -72,6 +72,7 @@ struct Options {
   std::optional<std::int64_t> stop_at_step;  // the user stops it there, then resumes
   // Called after every step of a generation: what a scenario does by hand.
   std::function<void(Simulation& world, std::int64_t step)> on_step;
+  bool false_alarms = true;  // ranks lose a peer, though who died had no part in their generation
   // Replaying all facts is compared with the live state after every so many events.
   int events_per_replay_check = 1;
   std::chrono::minutes patience{24 * 60};  // of virtual time

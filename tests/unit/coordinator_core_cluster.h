@@ -72,7 +72,8 @@ class Cluster {
   void Tick() { Decide(core::Tick{}); }
 
   void Register(int node, std::uint64_t incarnation = 1, int slots = 2,
-                const std::string& run_id = "") {
+                const std::string& run_id = "",
+                const std::vector<v1::GenerationGone>& left_behind = {}) {
     incarnations_[node] = incarnation;
     sessions_[node] = SessionId{next_session_++};
     v1::AgentMessage message;
@@ -85,6 +86,7 @@ class Cluster {
     info.set_protocol_version(1);
     info.set_snapshot_address(absl::StrCat("127.0.0.1:", 7000 + node));
     info.set_run_id(run_id);
+    info.mutable_left_behind()->Add(left_behind.begin(), left_behind.end());
     Say(node, message);
   }
   void Close(int node) { Decide(SessionClosed{sessions_.at(node)}); }

@@ -62,9 +62,10 @@ void PassSelfTest(Cluster& cluster, int node, std::uint64_t id, const std::strin
 // what they hold.
 void Move(Cluster& cluster, const std::map<int, std::vector<int>>& ranks_of, std::int64_t step) {
   const std::uint64_t generation = cluster.Status().generation();
+  const auto batch = static_cast<int>(cluster.TheRun().file.train.global_batch_size);
   for (const auto& [node, ranks] : ranks_of) {
     for (const int rank : ranks) {
-      cluster.Part(node, cluster.PartOf(rank, step, 4));
+      cluster.Part(node, cluster.PartOf(rank, step, batch));
       cluster.Finish(node, rank, step, /*stopped=*/true);
     }
   }
@@ -282,6 +283,23 @@ TEST_F(GrowTest, ACoordinatorThatDiesInBetweenAsksAgain) {
   EXPECT_TRUE(stops[0].stop().moves());
 }
 
+// Who has passed a test is not journaled.
+TEST_F(GrowTest, ACoordinatorThatDiesInBetweenTestsAgainBeforeTheCheckpoint) {
+  PassSelfTest(cluster_, 1, cluster_.Sent(1, Kind::kSelfTest)[0].self_test().id());
+  cluster_.Restart();
+  cluster_.Register(0, 1, 2, "run");
+  cluster_.Register(1, 2, 2, "run");
+  cluster_.Heartbeat(1);
+  cluster_.Progress(0, 0, 5);
+  const auto tests = cluster_.Sent(1, Kind::kSelfTest);
+  ASSERT_EQ(tests.size(), 1u);
+  PassSelfTest(cluster_, 1, tests[0].self_test().id());
+  EXPECT_THAT(cluster_.Sent(0, Kind::kStop), testing::IsEmpty()) << "it has been asked to move";
+  Move(cluster_, {{0, {0, 1}}}, 10);
+  EXPECT_EQ(cluster_.Status().generation(), 3u);
+  EXPECT_EQ(cluster_.TheRun().plan.layout().data(), 4) << "the move was not in vain";
+}
+
 TEST(DrainTest, ARunMovesOntoASpareAtACheckpointThatIsAskedFor) {
   Cluster cluster;
   cluster.StartFourRanks(100, "interval_steps = 10", "spares = 1");
@@ -356,6 +374,138 @@ TEST(QuarantineTest, ANodeThatTheRunCannotDoWithoutIsKept) {
   cluster.Fail(1, KilledOn(cluster, 3));
   EXPECT_TRUE(cluster.Facts(v1::Fact::kNodeDrained).empty());
   EXPECT_EQ(cluster.Status().state(), v1::RUN_STATE_FAILED) << "a crash loop";
+}
+
+// Two ranks on node-0, one of which keeps dying; node-1 is a spare.
+class LastCopyTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    cluster_.Submit(
+        SubmissionOf("submit", RunFileText(1, 2, 100, "interval_steps = 10", "spares = 1")));
+    cluster_.Register(0, 1, 2, "run");
+    cluster_.Register(1, 1, 2, "run");
+    Begin(0);
+  }
+  void Begin(int node) {
+    for (const int rank : {0, 1}) cluster_.Ready(node, rank);
+  }
+  // Rank 1 dies at `step`; rank 0 holds it.
+  void Fail(std::int64_t step) {
+    const std::uint64_t generation = cluster_.Status().generation();
+    cluster_.Progress(0, 0, step);
+    cluster_.Fail(0, KilledOn(cluster_, 1));
+    cluster_.Gone(0, generation, {{0, step}});
+  }
+  void FailThrice() {
+    for (const std::int64_t step : {4, 5, 6}) {
+      Fail(step);
+      if (step < 6) Begin(0);
+    }
+  }
+  void ExpectGoesOnOnNode0(std::int64_t step) {
+    EXPECT_EQ(cluster_.TheRun().state, v1::RUN_STATE_STARTING);
+    EXPECT_EQ(NodesOf(cluster_), std::set<std::uint64_t>{1});
+    EXPECT_TRUE(cluster_.TheRun().plan.live());
+    EXPECT_EQ(cluster_.TheRun().plan.start_step(), step);
+    EXPECT_EQ(NodeOf(cluster_, "node-0").state(), v1::NODE_STATE_TRAINING);
+  }
+  // The run has trained again, and the spare has passed its test.
+  void AskToMoveAt(std::int64_t step) {
+    cluster_.Progress(0, 0, step);
+    const auto tests = cluster_.Sent(1, Kind::kSelfTest);
+    ASSERT_EQ(tests.size(), 1u);
+    PassSelfTest(cluster_, 1, tests[0].self_test().id());
+    const auto stops = cluster_.Sent(0, Kind::kStop);
+    ASSERT_EQ(stops.size(), 1u);
+    EXPECT_TRUE(stops[0].stop().moves());
+    EXPECT_FALSE(stops[0].stop().at_checkpoint());
+    EXPECT_THAT(cluster_.Status().reason(), HasSubstr("node-0 has failed 3 times within an hour"));
+  }
+  Cluster cluster_;
+};
+
+TEST_F(LastCopyTest, ANodeThatHoldsItIsQuarantinedWhenTheRunHasMovedOff) {
+  FailThrice();
+  ExpectGoesOnOnNode0(6);
+  Begin(0);
+  AskToMoveAt(7);
+  Move(cluster_, {{0, {0, 1}}}, 8);
+  EXPECT_EQ(NodeOf(cluster_, "node-0").state(), v1::NODE_STATE_QUARANTINED);
+  EXPECT_EQ(NodeOf(cluster_, "node-0").reason(), "3 failures within an hour");
+  EXPECT_EQ(NodesOf(cluster_), std::set<std::uint64_t>{2});
+  EXPECT_EQ(cluster_.TheRun().plan.start_step(), 8);
+  EXPECT_EQ(cluster_.Status().lost_steps(), 0);
+}
+
+TEST_F(LastCopyTest, AFailureOnTheWayLosesNothingEither) {
+  FailThrice();
+  Begin(0);
+  AskToMoveAt(7);
+  Fail(8);
+  ExpectGoesOnOnNode0(8);
+  Begin(0);
+  cluster_.Progress(0, 0, 9);
+  EXPECT_EQ(cluster_.Sent(0, Kind::kStop).size(), 1u) << "the spare's test counts";
+  EXPECT_EQ(cluster_.Status().lost_steps(), 0);
+}
+
+TEST_F(LastCopyTest, ACoordinatorThatDiesInBetweenDecidesAlike) {
+  for (const std::int64_t step : {4, 5}) {
+    Fail(step);
+    Begin(0);
+  }
+  cluster_.Progress(0, 0, 6);
+  cluster_.Fail(0, KilledOn(cluster_, 1));
+  cluster_.Restart();
+  EXPECT_TRUE(cluster_.Facts(v1::Fact::kNodeDrained).empty());
+  for (const int node : {0, 1}) cluster_.Register(node, 1, 2, "run");
+  cluster_.Heartbeat(1);
+  cluster_.Gone(0, 3, {{0, 6}});
+  cluster_.Heartbeat(0);
+  ExpectGoesOnOnNode0(6);
+  Begin(0);
+  cluster_.Restart();
+  for (const int node : {0, 1}) cluster_.Register(node, 1, 2, "run");
+  cluster_.Heartbeat(1);
+  AskToMoveAt(7);
+}
+
+TEST_F(LastCopyTest, ACrashLoopLetsGoOfIt) {
+  for (const int rank : {0, 1}) cluster_.Part(0, cluster_.PartOf(rank, 10, 2));
+  cluster_.ManifestDone(10);
+  for (const int failures : {1, 2, 3}) {  // the first of these has kept something
+    Fail(13);
+    ASSERT_TRUE(cluster_.Facts(v1::Fact::kNodeDrained).empty()) << failures;
+    ExpectGoesOnOnNode0(13);
+  }
+  Fail(13);
+  EXPECT_EQ(NodeOf(cluster_, "node-0").state(), v1::NODE_STATE_QUARANTINED);
+  EXPECT_EQ(cluster_.TheRun().state, v1::RUN_STATE_STARTING) << "the node is to blame";
+  EXPECT_EQ(NodesOf(cluster_), std::set<std::uint64_t>{2});
+  EXPECT_EQ(cluster_.TheRun().plan.start_step(), 10);
+}
+
+TEST_F(LastCopyTest, WhereTheCheckpointFailsTheRunStaysUntilTheNextThatIsDue) {
+  FailThrice();
+  Begin(0);
+  AskToMoveAt(7);
+  for (const int rank : {0, 1}) {
+    cluster_.Part(0, cluster_.PartOf(rank, 8, 2));
+    cluster_.Finish(0, rank, 8, /*stopped=*/true);
+  }
+  cluster_.ManifestDone(8, absl::ResourceExhaustedError("no space left on device"));
+  cluster_.Progress(0, 0, 8);
+  cluster_.Gone(0, 4, {{0, 8}, {1, 8}});
+  ExpectGoesOnOnNode0(8);
+  Begin(0);
+  cluster_.Progress(0, 0, 9);
+  const auto stops = cluster_.Sent(0, Kind::kStop);
+  ASSERT_EQ(stops.size(), 1u);
+  EXPECT_TRUE(stops[0].stop().at_checkpoint());
+  Move(cluster_, {{0, {0, 1}}}, 10);
+  EXPECT_EQ(NodeOf(cluster_, "node-0").state(), v1::NODE_STATE_QUARANTINED);
+  EXPECT_EQ(NodesOf(cluster_), std::set<std::uint64_t>{2});
+  EXPECT_EQ(cluster_.Status().lost_steps(), 0);
 }
 
 TEST(LayoutOnTest, FewerSlotsMeanFewerCopiesThenTheLeastMemory) {

@@ -67,6 +67,31 @@ TEST(RestoreTest, EveryStageMustBeCoveredAtOneStep) {
   EXPECT_EQ(two.With(Live({{0, 7}, {1, 7}, {2, 7}, {3, 7}})).step, 7);
 }
 
+TEST(RestoreTest, TheLastCopyIsWhatNoOtherNodesWorkersHold) {
+  State state;
+  for (const std::uint64_t id : {1, 2}) {
+    state.nodes[NodeId{id}] = {.id = NodeId{id}, .alive = true, .joined_index = id};
+  }
+  Stages two(/*copies=*/2, /*slots=*/2);
+  two.run.plan_index = 5;
+  v1::RankFailed& failure = two.run.failure;
+  failure.mutable_key();
+  failure.set_rank(1);
+  EXPECT_FALSE(HoldsLastCopy(state, two.run, NodeId{1})) << "node 2 has both stages";
+  failure.set_rank(3);
+  EXPECT_TRUE(HoldsLastCopy(state, two.run, NodeId{1})) << "the second stage";
+  EXPECT_FALSE(HoldsLastCopy(state, two.run, NodeId{2}));
+  failure.set_rank(1);
+  state.nodes[NodeId{2}].drained = true;
+  EXPECT_FALSE(HoldsLastCopy(state, two.run, NodeId{1})) << "nobody holds the second stage";
+  failure.Clear();
+  EXPECT_FALSE(HoldsLastCopy(state, two.run, NodeId{1})) << "a checkpoint holds all of it";
+  two.run.last_step = 7;
+  EXPECT_TRUE(HoldsLastCopy(state, two.run, NodeId{1})) << "no checkpoint does";
+  state.nodes[NodeId{1}].joined_index = 6;
+  EXPECT_FALSE(HoldsLastCopy(state, two.run, NodeId{1})) << "its workers are gone";
+}
+
 // The second stage's worker is dead, and what the other has in memory is of a later step than its
 // snapshots.
 TEST(RestoreTest, SnapshotsOfOneStepCoverWhatNobodyHoldsLive) {
@@ -155,24 +180,47 @@ class BuddyClusterTest : public testing::Test {
     for (const int rank : {0, 1}) cluster_.Ready(rank, rank);
     cluster_.Progress(0, 0, 25);
   }
-  void Gone(int node, std::uint64_t generation,
-            const std::map<int, std::vector<std::int64_t>>& snapshots) {
-    v1::AgentMessage message;
-    *message.mutable_gone()->mutable_key() = cluster_.Key(generation);
+  v1::GenerationGone LeftBehind(std::uint64_t generation,
+                                const std::map<int, std::vector<std::int64_t>>& snapshots) {
+    v1::GenerationGone gone;
+    *gone.mutable_key() = cluster_.Key(generation);
     for (const auto& [rank, steps] : snapshots) {
       for (const std::int64_t step : steps) {
-        v1::HeldState& held = *message.mutable_gone()->add_held();
+        v1::HeldState& held = *gone.add_held();
         held.set_rank(rank);
         held.set_step(step);
         held.set_snapshot(true);
       }
     }
+    return gone;
+  }
+  void Gone(int node, std::uint64_t generation,
+            const std::map<int, std::vector<std::int64_t>>& snapshots) {
+    v1::AgentMessage message;
+    *message.mutable_gone() = LeftBehind(generation, snapshots);
     cluster_.Say(node, message);
   }
   // Its machine is gone: it comes back with nothing.
   void Lose(int node) {
     ++incarnation_;
     cluster_.Register(node, incarnation_, 1, "run");
+  }
+  // To node-2 and node-3, which read from it what they begin with.
+  void GoOnWithoutNode0() {
+    Begin();
+    v1::DrainNodeRequest drain;
+    drain.set_request_id("drain");
+    drain.set_node("node-0");
+    cluster_.Decide(DrainNodeCalled{CallId{900}, drain});
+    cluster_.Register(3, 1, 1, "run");
+    Lose(1);
+    Gone(0, 1, {{0, {10, 20}}, {1, {10, 20}}});
+    EXPECT_THAT(cluster_.Sent(0, Kind::kEnd), IsEmpty()) << "it is read from";
+  }
+  void AllReady() {
+    for (const v1::RankPlacement& placement : cluster_.TheRun().plan.placements()) {
+      cluster_.Ready(static_cast<int>(placement.node_id()) - 1, placement.rank());
+    }
   }
   v1::StartGeneration Started(int node) {
     const auto sent = cluster_.Sent(node, Kind::kStart);
@@ -260,22 +308,43 @@ TEST_F(BuddyClusterTest, ASnapshotThatDidNotComeIsNotPlannedWithAgain) {
 
 // A run of one copy on two of three nodes goes on with one: the buddy is left out, and still asked.
 TEST_F(BuddyClusterTest, WhoIsReadFromForgetsWhenAllHaveTakenUpTheirState) {
-  Begin();
-  v1::DrainNodeRequest drain;
-  drain.set_request_id("drain");
-  drain.set_node("node-0");
-  cluster_.Decide(DrainNodeCalled{CallId{900}, drain});
-  cluster_.Register(3, 1, 1, "run");
-  Lose(1);
-  Gone(0, 1, {{0, {10, 20}}, {1, {10, 20}}});
-  EXPECT_THAT(cluster_.Sent(0, Kind::kEnd), IsEmpty()) << "it is read from";
-  const v1::GenerationStarted plan = cluster_.TheRun().plan;
+  GoOnWithoutNode0();
+  const v1::GenerationStarted& plan = cluster_.TheRun().plan;
   ASSERT_TRUE(plan.live());
   ASSERT_EQ(plan.sources_size(), 2);
   for (const v1::RankPlacement& placement : plan.placements()) {
     EXPECT_NE(cluster_.core().state().nodes.at(NodeId{placement.node_id()}).info.name(), "node-0");
-    cluster_.Ready(static_cast<int>(placement.node_id()) - 1, placement.rank());
   }
+  AllReady();
+  ASSERT_EQ(cluster_.Sent(0, Kind::kEnd).size(), 1u);
+  EXPECT_TRUE(cluster_.Sent(0, Kind::kEnd)[0].end().forget());
+}
+
+TEST_F(BuddyClusterTest, WhoWasOutOfHearingIsToldToForgetWhenItComesBack) {
+  GoOnWithoutNode0();
+  cluster_.Close(0);
+  AllReady();
+  EXPECT_THAT(cluster_.Sent(0, Kind::kEnd), IsEmpty());
+  cluster_.Register(0, 1, 1, "run");
+  Gone(0, 1, {{0, {10, 20}}, {1, {10, 20}}});  // nobody has shown that it came through
+  ASSERT_EQ(cluster_.Sent(0, Kind::kEnd).size(), 1u);
+  EXPECT_TRUE(cluster_.Sent(0, Kind::kEnd)[0].end().forget());
+  EXPECT_EQ(cluster_.Sent(0, Kind::kEnd)[0].end().key().generation(), 1u);
+  Gone(0, 1, {});
+  EXPECT_THAT(cluster_.Sent(0, Kind::kEnd), IsEmpty()) << "it has been told";
+  cluster_.Register(0, 2, 1, "run", {LeftBehind(1, {{0, {10, 20}}})});
+  ASSERT_EQ(cluster_.Sent(0, Kind::kEnd).size(), 1u) << "another process, that found snapshots";
+  EXPECT_TRUE(cluster_.Sent(0, Kind::kEnd)[0].end().forget());
+}
+
+TEST_F(BuddyClusterTest, ACoordinatorThatDiesInBetweenTellsToForgetAllTheSame) {
+  GoOnWithoutNode0();
+  cluster_.Restart();
+  cluster_.Register(0, 1, 1, "run");
+  Gone(0, 1, {{0, {10, 20}}, {1, {10, 20}}});
+  EXPECT_THAT(cluster_.Sent(0, Kind::kEnd), IsEmpty()) << "it is read from";
+  for (const int node : {2, 3}) cluster_.Register(node, 1, 1, "run");
+  AllReady();
   ASSERT_EQ(cluster_.Sent(0, Kind::kEnd).size(), 1u);
   EXPECT_TRUE(cluster_.Sent(0, Kind::kEnd)[0].end().forget());
 }

@@ -18,6 +18,7 @@
 namespace paceline {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::AnyOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
@@ -263,6 +264,24 @@ TEST(RunFileTest, MpiTransportNeedsTheMpiLauncher) {
               AnyOf(HasSubstr("transport = \"mpi\": needs launcher = \"mpi\""),
                     HasSubstr("transport=mpi: needs launcher = \"mpi\""),
                     HasSubstr("is not available in this build; it must be \"gloo\"")));
+}
+
+// A run's folder has its run file with all values; `resume` may change `nodes` of it.
+TEST(RunFileTest, TheLeastNumberOfNodesFollowsNodesUnlessItWasGiven) {
+  const auto resumed = [](const std::string& text, const std::string& set) {
+    const absl::StatusOr<RunFile> first = Parse(text);
+    return ParseRunFile(ToToml(*first), "run.toml", "/runs/a", {{set, "."}});
+  };
+  EXPECT_EQ(Parse(kValid)->launch.MinNodes(), 1) << "of two";
+  EXPECT_EQ(resumed(kValid, "launch.nodes=4")->launch.MinNodes(), 2);
+  EXPECT_EQ(resumed(kValid, "launch.launcher=mpi")->launch.MinNodes(), 2);
+  EXPECT_EQ(
+      resumed(With("nodes = 2", "nodes = 2\nmin_nodes = 1"), "launch.nodes=4")->launch.MinNodes(),
+      1);
+  EXPECT_THAT(
+      resumed(With("nodes = 2", "nodes = 2\nmin_nodes = 2"), "launch.nodes=1").status().message(),
+      AllOf(HasSubstr("[launch] min_nodes = 2: must be at most nodes = 1"),
+            HasSubstr("Lower it as well, or give 0")));
 }
 
 TEST(RunFileTest, ScheduleMustFit) {
