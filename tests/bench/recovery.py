@@ -17,8 +17,8 @@ torchrun has the settings that were fastest here:
 - a look at the workers each 10 ms; no barrier at exit, nothing sleeps; the state in shared memory.
 - keep-alives each second, the least it takes, and 3 of them may fail. With 2 it took agents for
   dead that lived, and began round after round without a step.
-- TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: without it the ranks of all attempts share a store without
-  a prefix, and new ranks find the addresses of dead ones there and fail to connect, again and again.
+- TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: without it the ranks of all attempts share a store with no
+  prefix for each, and new ranks find the addresses of dead ones there and fail to connect.
 
 Paceline's ranks log when they begin ("begins step"); torchrun's say so in a file. torchrun needs
 an environment that has torch: --python names its interpreter. Without, Paceline alone is measured.
@@ -155,8 +155,8 @@ class Paceline:
         targets = [target for group in groups for target in group["targets"] if target != address]
         if self.what == "node":
             return len(targets) == 3
-        return all(re.search(r"^paceline_agent_warm_workers [1-9]", fetch(f"http://{t}/metrics"), re.M)
-                   for t in targets)
+        return all(re.search(r"^paceline_agent_warm_workers [1-9]",
+                             fetch(f"http://{target}/metrics"), re.M) for target in targets)
 
     def kill(self, chance):
         """The time of the kill."""
@@ -310,7 +310,7 @@ def measure(kind, arguments, what, kills, chance):
             run.tidy()
     finally:
         run.end()
-    print(run.name, what, " ".join(f"{value:.3f}" for value in seconds), file=sys.stderr, flush=True)
+    print(run.name, what, *(f"{value:.3f}" for value in seconds), file=sys.stderr, flush=True)
     return seconds
 
 

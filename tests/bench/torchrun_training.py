@@ -1,6 +1,6 @@
-"""What torchrun runs beside Paceline in recovery.py: the quickstart's model and batch, data parallel
-(DistributedDataParallel over gloo, a thread a rank). Rank 0 saves the state every ten steps; all
-read it when they begin.
+"""What torchrun runs beside Paceline in recovery.py: the quickstart's model and batch, data
+parallel (DistributedDataParallel over gloo, a thread a rank). Rank 0 saves the state every ten
+steps; all read it when they begin.
 
 usage, under torchrun: torchrun_training.py FOLDER     (one in shared memory)
 Writes FOLDER/state.pt, FOLDER/steps (a line a step, by rank 0), and FOLDER/begins: a line
@@ -23,7 +23,7 @@ SAVE_STEPS = 10
 
 def main():
     folder = pathlib.Path(sys.argv[1])
-    # A worker that torchrun forks has its agent's handler, which lets it go on for a while.
+    # A forked worker has its agent's handler, which runs only when gloo returns.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     torch.manual_seed(1)
@@ -34,7 +34,7 @@ def main():
     step = 0
     state_path = folder / "state.pt"
     if state_path.exists():
-        state = torch.load(state_path)
+        state = torch.load(state_path, mmap=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
