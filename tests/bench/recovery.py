@@ -13,10 +13,10 @@ node    A node vanishes and a spare one takes its place. Paceline: SIGKILL to it
 torchrun has the settings that were fastest here:
 - `--run-path --start-method fork`: workers are forked from the agent, which has imported torch,
   and before torchrun begins also torch._dynamo, which every optimizer imports. A worker that is a
-  new interpreter imports both, with four on two cores for 10 s and more.
-- a look at the workers each 10 ms; no barrier at exit, nothing sleeps; the state in shared memory.
-- keep-alives each second, the least it takes, and 3 of them may fail. With 2 it took agents for
-  dead that lived, and began round after round without a step.
+  new interpreter imports both: four of them on two cores for 10 s and more.
+- a look at the workers each 10 ms; the state in a file in shared memory, mapped when it is read.
+- keep-alives each second, the least it takes; an agent without one for 3 s is dead. With 2 s it
+  took agents for dead that lived, in two runs of two, and began round after round without a step.
 - TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: without it the ranks of all attempts share a store with no
   prefix for each, and new ranks find the addresses of dead ones there and fail to connect.
 
@@ -50,7 +50,7 @@ STEPS_BETWEEN = 8
 NODE_BUDGET_MS = 1000
 RANKS = 4
 BEGINS = re.compile(r"^(\S+) .*\[(\d+)\] generation (\d+): rank (\d+) begins step", re.M)
-KEEP_ALIVES = 3
+KEEP_ALIVES = 3  # torchrun's, a second each
 TORCHRUN = "import torch._dynamo, torch.distributed.run; torch.distributed.run.main()"
 SCRIPT = pathlib.Path(__file__).resolve().parent / "torchrun_training.py"
 
