@@ -70,15 +70,23 @@ class Simulation {
     const auto own = static_cast<std::size_t>(action.segment);
     const std::size_t segment = own * runs_.size() + stage;
     double ready = 0;
-    if (action.pass == Pass::kForward && segment > 0) ready = forward_at_[segment - 1][m];
+    double receive = 0;  // what taking its message in costs a stage that computes meanwhile
+    if (action.pass == Pass::kForward && segment > 0) {
+      ready = forward_at_[segment - 1][m];
+      receive = (1 - overlap_) * stages_[(stage + runs_.size() - 1) % runs_.size()].send_forward;
+    }
     const bool takes_gradient =
         action.pass == Pass::kBackward || action.pass == Pass::kBackwardInput;
-    if (takes_gradient && segment + 1 < backward_at_.size()) ready = backward_at_[segment + 1][m];
+    if (takes_gradient && segment + 1 < backward_at_.size()) {
+      ready = backward_at_[segment + 1][m];
+      receive = (1 - overlap_) * stages_[(stage + 1) % runs_.size()].send_backward;
+    }
     if (ready == kNotYet) return false;
 
     const StageTimes& times = stages_[stage];
     const PassSeconds& seconds = times.segments[own];
-    const double start = std::max(run.now, ready);
+    run.parts.send += std::clamp(run.now + receive - ready, 0.0, receive);
+    const double start = std::max(run.now + receive, ready);
     double compute = 0;
     double exchange = 0;
     if (action.pass == Pass::kForward) {

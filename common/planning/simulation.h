@@ -28,7 +28,7 @@ struct StageTimes {
 struct StageParts {
   double compute = 0;    // passes
   double exchange = 0;   // all-to-all that no computation hides
-  double send = 0;       // sending that holds the stage up
+  double send = 0;       // sending and receiving that hold the stage up
   double bubble = 0;     // waiting for other stages
   double gradients = 0;  // reduction after the last pass
   double optimizer = 0;  // and what is left of the gather
@@ -49,7 +49,7 @@ struct StepSimulation {
   std::vector<std::vector<TimedPass>> timeline;  // by stage, where it was asked for
 };
 
-// `overlap`: the share of a transfer during which the sender goes on. stages.size() is
+// `overlap`: the share of a transfer during which both its ends go on. stages.size() is
 // shape.stages; `shape` is valid. Where passes have a spread, the mean of steps whose passes are
 // drawn (log-normal, from fixed seeds); the timeline is of passes without one.
 StepSimulation SimulateStep(const PipelineShape& shape, const std::vector<StageTimes>& stages,

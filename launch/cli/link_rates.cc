@@ -101,13 +101,16 @@ absl::StatusOr<LinkRates> MeasureAsRank(int rank, Addresses& addresses) {
     communicator->AllToAll(stream, "exchange", values.data(), counts.data(), offsets.data(),
                            arrived.data(), counts.data(), offsets.data(), DataType::kFloat32);
   };
-  // There and back.
+  // There and back, from one computing thread to the other, as between stages.
+  Stream sending(Stream::Mode::kThread, "links out");
   const auto message = [&](std::size_t count) {
     for (const int sender : {0, 1}) {
       if (sender == rank) {
-        communicator->Send(stream, "message", values.data(), count, DataType::kFloat32, 1 - rank);
+        communicator->Send(sending, "message", values.data(), count, DataType::kFloat32, 1 - rank);
+        sending.Synchronize().IgnoreError();
       } else {
         communicator->Recv(stream, "message", arrived.data(), count, DataType::kFloat32, 1 - rank);
+        stream.Synchronize().IgnoreError();
       }
     }
   };
@@ -124,6 +127,7 @@ absl::StatusOr<LinkRates> MeasureAsRank(int rank, Addresses& addresses) {
   const double exchanged = time(exchange, 1);
   rates.exchange =
       RateOf(exchanged, time(exchange, kElements), sizeof(float) * static_cast<double>(kElements));
+  RETURN_IF_ERROR(sending.Synchronize());
   RETURN_IF_ERROR(stream.Synchronize());
   return rates;
 }

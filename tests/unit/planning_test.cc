@@ -299,6 +299,20 @@ TEST(SimulationTest, ReductionHidesBehindTheLastBackward) {
   EXPECT_DOUBLE_EQ(SimulateStep({"1f1b", 1, 1, 3}, stages, 0).stages[0].gradients, 4);
 }
 
+TEST(SimulationTest, AMessageTakesTimeOfBothItsEndsWhereTheyMoveIt) {
+  std::vector<StageTimes> stages = EqualStages(2, 1, {.forward = 10, .backward_input = 10});
+  for (StageTimes& times : stages) times.send_forward = times.send_backward = 1;
+  // F0 sent at 11, F1 at 22. The other stage: F0 11..21, B0 ..31 and sent by 32; F1, which came
+  // while it computed, 33..43, B1 ..53, sent by 54. Here B0 32..42, B1 54..64.
+  const StepSimulation step = SimulateStep({"1f1b", 2, 1, 2}, stages, 0);
+  EXPECT_DOUBLE_EQ(step.seconds, 64);
+  EXPECT_DOUBLE_EQ(step.stages[0].send, 2);
+  EXPECT_DOUBLE_EQ(step.stages[1].send, 3);
+  EXPECT_DOUBLE_EQ(step.stages[1].bubble, 64 - 40 - 3);
+  // Where a link moves it, F1 and what follows it come a second earlier each.
+  EXPECT_DOUBLE_EQ(SimulateStep({"1f1b", 2, 1, 2}, stages, 1).seconds, 62);
+}
+
 // Two stages that wait for each other at every pass take as long as the slower one of each: with
 // times exp(s z), of z independent and normal, the larger of two is by 2 Phi(s / sqrt 2) above the
 // mean.
