@@ -10,8 +10,17 @@ find_package(nlohmann_json REQUIRED)
 find_package(OpenSSL REQUIRED)
 find_package(ZLIB REQUIRED)
 find_package(prometheus-cpp REQUIRED)
+include(CheckCXXSourceCompiles)
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
+# On x86 the library may have been built with versions for wider vectors, a third faster.
+set(CMAKE_REQUIRED_LIBRARIES PkgConfig::XXHASH)
+check_cxx_source_compiles("
+  #include <xxhash.h>
+  #include <xxh_x86dispatch.h>
+  int main() { return static_cast<int>(XXH3_128bits_dispatch(\"\", 0).low64); }"
+  PACELINE_XXH_DISPATCH)
+unset(CMAKE_REQUIRED_LIBRARIES)
 pkg_check_modules(HTTPLIB REQUIRED IMPORTED_TARGET cpp-httplib)
 pkg_check_modules(SENTENCEPIECE REQUIRED IMPORTED_TARGET sentencepiece)
 find_package(Gloo REQUIRED)

@@ -1,7 +1,7 @@
 #include "common/xxh128.h"
 
 #include <xxhash.h>
-#if defined(__x86_64__)
+#ifdef PACELINE_XXH_DISPATCH
 #include <xxh_x86dispatch.h>  // XXH3_ functions become those of the widest vectors there are
 #endif
 

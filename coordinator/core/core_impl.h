@@ -139,9 +139,13 @@ struct Core::Impl {
   // After a generation. A node that holds the last copy of the run's state stays until the run has
   // trained again and moves off it (OverdueNode), which loses no step.
   void QuarantineAfter(const Run& run);
-  // One of its generation that shall be quarantined, and that free nodes can replace, or nobody
-  // need: tested ones alone, or all.
-  std::optional<NodeId> OverdueNode(const Run& run, bool tested_alone) const;
+  // One of its generation that shall be quarantined, where the others and free nodes can do
+  // without it; replaced: those that have passed a test do as well as all of them would.
+  struct Overdue {
+    NodeId node;
+    bool replaced = false;
+  };
+  std::optional<Overdue> OverdueNode(const Run& run) const;
   bool CanGoOnWithout(const Run& run, NodeId node) const;
   // Runs that train on a drained node or one that keeps failing, or on fewer than they asked for
   // while others are free, are asked to end their generation at a checkpoint.
@@ -187,7 +191,7 @@ struct Core::Impl {
   void Distrust(const Run& run, const GenerationRuntime& generation, const v1::RankFailed& failure);
   // Nodes of `former` that are not in the run's new one need not keep what they hold, but for those
   // that ranks of it take up their state from: these are told later.
-  void ForgetHeld(const Run& run, const v1::GenerationStarted& former);
+  void ForgetHeld(const v1::GenerationStarted& former);
   void ForgetLater(GenerationRuntime& generation);
   void SendForget(NodeId node, const v1::GenerationKey& key);
 

@@ -115,12 +115,18 @@ void Core::Impl::QuarantineAfter(const Run& run) {
   for (const NodeId id : nodes) consider(id, "");
 }
 
-std::optional<NodeId> Core::Impl::OverdueNode(const Run& run, bool tested_alone) const {
+std::optional<Core::Impl::Overdue> Core::Impl::OverdueNode(const Run& run) const {
   for (const auto& [id, ranks] : generations_.at(run.id()).ranks_of) {
     if (!ShallBeQuarantined(id)) continue;
-    std::vector<FreeNode> others = NodesWithin(run, tested_alone);
-    std::erase_if(others, [without = id](const FreeNode& node) { return node.id == without; });
-    if (PlanFor(run.file, others, run.plan).fits) return id;
+    const auto plan_of_others = [&, without = id](bool tested_alone) {
+      std::vector<FreeNode> others = NodesWithin(run, tested_alone);
+      std::erase_if(others, [&](const FreeNode& node) { return node.id == without; });
+      return PlanFor(run.file, others, run.plan);
+    };
+    const Plan any = plan_of_others(/*tested_alone=*/false);
+    if (!any.fits) continue;
+    const Plan tested = plan_of_others(/*tested_alone=*/true);
+    return Overdue{id, tested.fits && tested.placements.size() >= any.placements.size()};
   }
   return std::nullopt;
 }
@@ -249,12 +255,15 @@ void Core::Impl::ConsiderMove(const Run& run) {
     return RequestMove(run, absl::StrCat(node.info.name(), " is drained: ", node.drain_reason),
                        /*at_checkpoint=*/false);
   }
-  if (const std::optional<NodeId> overdue = OverdueNode(run, /*tested_alone=*/true)) {
-    const Node& node = state_.nodes.at(*overdue);
+  const std::optional<Overdue> overdue = OverdueNode(run);
+  if (overdue && overdue->replaced) {
+    const Node& node = state_.nodes.at(overdue->node);
     const std::string reason =
         absl::StrCat(node.info.name(), " has failed ", FailuresOf(node), " times within an hour");
-    // The ranks are not stopped over and over for a checkpoint that the disk does not take.
-    const bool failed = !run.discarded.empty() && !run.discarded.back().committed() &&
+    // The ranks are not stopped over and over for a checkpoint that the disk does not take. (One
+    // that was discarded because its generation failed says nothing of the disk.)
+    const bool failed = !run.failure.has_key() && !run.discarded.empty() &&
+                        !run.discarded.back().committed() &&
                         run.discarded.back().step() > run.CommittedStep();
     if (!failed) return RequestMove(run, reason, /*at_checkpoint=*/false);
     if (run.move_reason.empty() && run.file.checkpoint.interval_steps > 0) {
@@ -267,7 +276,7 @@ void Core::Impl::ConsiderMove(const Run& run) {
                        run.file.checkpoint.interval_steps > 0);
   }
   // Also where a coordinator before this one has asked for a move: who passed is not journaled.
-  if (OverdueNode(run, /*tested_alone=*/false) || LargerPlan(run, /*tested_alone=*/false)) {
+  if ((overdue && !overdue->replaced) || LargerPlan(run, /*tested_alone=*/false)) {
     BeginSelfTests(run);
   }
 }

@@ -157,7 +157,7 @@ void Core::Impl::StartGeneration(const Run& run, const Plan& plan) {
   const v1::GenerationStarted former = run.plan;
   Emit(std::move(fact));
   AddRuntime(run);
-  ForgetHeld(run, former);
+  ForgetHeld(former);
   GenerationRuntime& generation = generations_.at(run.id());
   GrantWindows(generation, 0);
   for (const auto& [node, ranks] : generation.ranks_of) {

@@ -114,7 +114,7 @@ void Core::Impl::Distrust(const Run& run, const GenerationRuntime& generation,
   }
 }
 
-void Core::Impl::ForgetHeld(const Run& run, const v1::GenerationStarted& former) {
+void Core::Impl::ForgetHeld(const v1::GenerationStarted& former) {
   std::set<NodeId> nodes;
   for (const v1::RankPlacement& placement : former.placements()) {
     nodes.insert(NodeId{placement.node_id()});

@@ -48,6 +48,7 @@ TEST(CleanRunTest, NothingIsLostAndTheLastRecordIsIn) {
 // ranks that have finished hold nothing.)
 TEST(RecoveryTest, ADeadWorkerCostsAtMostOneStep) {
   std::int64_t recoveries = 0;
+  int quarantines = 0;
   const int seeds = SeedsOr(400);
   for (int seed = 1; seed <= seeds; ++seed) {
     Options options;
@@ -59,8 +60,10 @@ TEST(RecoveryTest, ADeadWorkerCostsAtMostOneStep) {
     EXPECT_EQ(result.resumes, 0) << "seed " << seed;
     EXPECT_LE(result.status.lost_steps(), result.status.recoveries()) << "seed " << seed;
     recoveries += result.status.recoveries();
+    quarantines += result.quarantines;
   }
   EXPECT_GT(recoveries, seeds);
+  EXPECT_GT(quarantines, seeds / 10);
 }
 
 // What goes wrong is drawn from the seed as well, so that seeds differ in kind.

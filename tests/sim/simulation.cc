@@ -98,6 +98,10 @@ Result Simulation::Run() {
   result.virtual_ms = clock_ / 1'000'000;
   result.events = events_;
   result.facts = journal_.size();
+  result.quarantines =
+      static_cast<int>(std::count_if(journal_.begin(), journal_.end(), [](const v1::Fact& fact) {
+        return fact.node_drained().quarantined();
+      }));
   result.coordinator_lives = coordinator_lives_;
   result.resumes = resumes_;
   return result;

@@ -85,6 +85,7 @@ struct Result {
   std::int64_t virtual_ms = 0;
   std::uint64_t events = 0;
   std::uint64_t facts = 0;
+  int quarantines = 0;
   int coordinator_lives = 0;
   int resumes = 0;
 };

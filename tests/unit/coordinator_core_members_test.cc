@@ -508,6 +508,38 @@ TEST_F(LastCopyTest, WhereTheCheckpointFailsTheRunStaysUntilTheNextThatIsDue) {
   EXPECT_EQ(cluster_.Status().lost_steps(), 0);
 }
 
+// Parts that a failure left in flight are no sign of a bad disk.
+TEST(OverdueTest, AFailureAmidTheMovesCheckpointDoesNotEndTheMove) {
+  Cluster cluster;
+  cluster.Submit(
+      SubmissionOf("submit", RunFileText(1, 2, 100, "interval_steps = 0", "spares = 1")));
+  cluster.Register(0, 1, 2, "run");
+  cluster.Register(1, 1, 2, "run");
+  const auto begin = [&] {
+    for (const int rank : {0, 1}) cluster.Ready(0, rank);
+  };
+  const auto fail = [&](std::int64_t step) {
+    const std::uint64_t generation = cluster.Status().generation();
+    cluster.Progress(0, 0, step);
+    cluster.Fail(0, KilledOn(cluster, 1));
+    cluster.Gone(0, generation, {{0, step}});
+  };
+  begin();
+  for (const std::int64_t step : {4, 5, 6}) {
+    fail(step);
+    begin();
+  }
+  cluster.Progress(0, 0, 7);
+  PassSelfTest(cluster, 1, cluster.Sent(1, Kind::kSelfTest).at(0).self_test().id());
+  ASSERT_EQ(cluster.Sent(0, Kind::kStop).size(), 1u);
+  cluster.Part(0, cluster.PartOf(0, 8, 2));
+  fail(8);
+  ASSERT_TRUE(cluster.Facts(v1::Fact::kNodeDrained).empty()) << "it holds the last copy";
+  begin();
+  cluster.Progress(0, 0, 9);
+  EXPECT_EQ(cluster.Sent(0, Kind::kStop).size(), 1u) << "it is asked again";
+}
+
 TEST(LayoutOnTest, FewerSlotsMeanFewerCopiesThenTheLeastMemory) {
   const RunFile file = *ParseRunFile(
       "[run]\nname = \"unit\"\n"

@@ -5,6 +5,7 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -384,6 +385,12 @@ TEST_F(ModelPartTest, PartsWithoutTrainingGiveTheWholeModelsLoss) {
   const auto model = Model::Create(section, options, compute_);
   ASSERT_TRUE(model.ok()) << model.status();
   (*model)->Initialize(/*seed=*/1);
+  // Two slots, three places for inputs.
+  std::set<const float*> inputs;
+  for (int m = 0; m < 3; ++m) inputs.insert((*model)->buffers(1, m).input);
+  EXPECT_EQ(inputs.size(), 3u);
+  EXPECT_EQ((*model)->buffers(1, 3).input, (*model)->buffers(1, 0).input);
+  EXPECT_EQ((*model)->buffers(1, 2).output, (*model)->buffers(1, 0).output);
   const Batch batches[] = {MakeBatch(0), MakeBatch(1)};
   float losses[2] = {};
   for (int segment = 0; segment < 3; ++segment) {

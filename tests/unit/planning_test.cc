@@ -199,6 +199,10 @@ TEST(WorkTest, AStagesMemoryIsWhatItsRankTakes) {
         stream);
     const double counted = memory.weights + memory.gradients + memory.activations + memory.scratch;
     EXPECT_NEAR(counted / static_cast<double>(measured.arena_bytes()), 1, 0.05) << stage;
+    // Where there is a stage before it, an input more than slots.
+    const double slots = memory.slots * SavedBytes(run_file.model, part.segments[0], {2, 256}, 1,
+                                                   SmallMachine().kept);
+    EXPECT_DOUBLE_EQ(memory.activations - slots, stage * 2 * 256 * 128 * 4.0);
   }
 }
 
