@@ -274,7 +274,7 @@ TEST(RunFileTest, TheLeastNumberOfNodesFollowsNodesUnlessItWasGiven) {
   };
   EXPECT_EQ(Parse(kValid)->launch.MinNodes(), 1) << "of two";
   EXPECT_EQ(resumed(kValid, "launch.nodes=4")->launch.MinNodes(), 2);
-  EXPECT_EQ(resumed(kValid, "launch.launcher=mpi")->launch.MinNodes(), 2);
+  EXPECT_EQ((LaunchSection{.nodes = 3, .launcher = "mpi"}.MinNodes()), 3);
   EXPECT_EQ(
       resumed(With("nodes = 2", "nodes = 2\nmin_nodes = 1"), "launch.nodes=4")->launch.MinNodes(),
       1);
