@@ -13,7 +13,7 @@ find_package(prometheus-cpp REQUIRED)
 include(CheckCXXSourceCompiles)
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
-# On x86 the library may have been built with versions for wider vectors, a third faster.
+# On x86 the library may have been built with versions for wider vectors.
 set(CMAKE_REQUIRED_LIBRARIES PkgConfig::XXHASH)
 check_cxx_source_compiles("
   #include <xxhash.h>
