@@ -19,6 +19,12 @@ struct LinkRate {
   double Seconds(double bytes) const { return latency_s + bytes / bytes_per_s; }
 };
 
+// How unevenly equal passes run: standard deviations of the logarithm of their time.
+struct Spread {
+  double pass = 0;  // of each pass by itself
+  double step = 0;  // of a rank's speed, which stays through a step and is another one later
+};
+
 // All in FLOP/s or bytes/s of one rank.
 struct CostRates {
   double matrix_flops = 0;  // dense layers' products
@@ -30,8 +36,8 @@ struct CostRates {
   double accumulation_bytes = 0;  // a micro-batch's gradients added to the step's
   double optimizer_bytes = 0;     // AdamW
   double overlap = 1;             // the share of communication that computation can hide
-  double pass_spread = 0;         // how unevenly equal passes run, as StageTimes.spread
-  LinkRate inside_node;           // of a message, and of a gather
+  Spread spread;
+  LinkRate inside_node;  // of a message, and of a gather
   LinkRate between_nodes;
   LinkRate reduction_inside_node;  // of gradients summed and spread
   LinkRate reduction_between_nodes;

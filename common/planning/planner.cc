@@ -68,13 +68,8 @@ void ForEachCandidate(const RunFile& run_file, const Machine& machine, const Vis
 }
 
 double FullestRank(const RunFile& run_file, const Candidate& candidate, const Machine& machine) {
-  double most = 0;
-  // Activations are the most on the first stage, embedding and head on the first and last.
-  for (const int stage :
-       {0, std::min(1, candidate.layout.pipeline - 1), candidate.layout.pipeline - 1}) {
-    most = std::max(most, MemoryOf(run_file, candidate, machine, stage).total());
-  }
-  return most;
+  const std::vector<RankMemory> stages = MemoryOfStages(run_file, candidate, machine);
+  return stages[FullestOf(stages)].total();
 }
 
 std::string Percent(double share) {

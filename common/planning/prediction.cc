@@ -57,11 +57,21 @@ struct Sharing {
   }
 };
 
-Sharing SharingOf(const ParallelLayout& layout, const Machine& machine) {
+// Whether the ranks of `stage` lie in one node: they ascend with their data index, so its first and
+// last decide.
+bool StageIsInside(const ParallelLayout& layout, int stage, std::int64_t slots_per_node) {
+  return RankAt(layout, stage, 0) / slots_per_node ==
+         RankAt(layout, stage, layout.data - 1) / slots_per_node;
+}
+
+// One link for both groups of a stage. Its expert-data groups lie side by side in its data group:
+// inside one node where that does; where it does not, one of them crosses as well, and all wait for
+// that one. (Where they are single ranks, they share nothing.)
+Sharing SharingOf(const ParallelLayout& layout, const Machine& machine, int stage) {
   const CostRates& rates = *machine.rates;
   const KeptBytes& kept = machine.kept;
   Sharing sharing;
-  const bool inside = layout.world_size() <= machine.slots_per_node;
+  const bool inside = StageIsInside(layout, stage, machine.slots_per_node);
   sharing.reduction = inside ? rates.reduction_inside_node : rates.reduction_between_nodes;
   sharing.gather = inside ? rates.inside_node : rates.between_nodes;
   sharing.reduce_bytes = kept.exact_sum > 0 ? kept.exact_sum : kept.gradient;
@@ -79,6 +89,45 @@ double OwnedParameters(const ParameterCounts& counts, const ParallelLayout& layo
 bool NextStageIsInside(const ParallelLayout& layout, int stage, std::int64_t slots_per_node) {
   const int next = (stage + 1) % layout.pipeline;
   return RankAt(layout, stage, 0) / slots_per_node == RankAt(layout, next, 0) / slots_per_node;
+}
+
+// `ranges`: SplitOf the candidate, which takes long to tell for each stage anew.
+RankMemory MemoryOfStage(const RunFile& run_file, const Candidate& candidate,
+                         const Machine& machine, const std::vector<LayerRange>& ranges, int stage) {
+  const ParallelLayout& layout = candidate.layout;
+  const KeptBytes& kept = machine.kept;
+  const MicroBatchShape batch = BatchOf(run_file, candidate);
+  RankMemory memory;
+  // Of a list that repeats itself, its beginning has the most in flight: by test, of any schedule.
+  PipelineShape shape = ShapeOf(run_file, candidate);
+  const int enough = 4 * shape.stages;
+  shape.micro_batches = std::min(shape.micro_batches, enough);
+  memory.slots = ActivationSlots(PipelineActions(shape, stage));
+  ParameterCounts counts;
+  for (const LayerRange& range : SegmentsOf(ranges, layout, stage)) {
+    counts += ParametersOf(run_file.model, range, layout.expert);
+    double slot = SavedBytes(run_file.model, range, batch, layout.expert, kept);
+    if (layout.schedule == "zero-bubble") {
+      slot += BetweenBytes(run_file.model, range, batch, layout.expert, kept);
+    }
+    memory.activations += memory.slots * slot;
+    if (range.first > 0) {  // the next input may arrive while all slots are taken
+      memory.activations +=
+          batch.tokens() * static_cast<double>(run_file.model.hidden_size) * kept.activation;
+    }
+    memory.scratch =
+        std::max(memory.scratch, ScratchBytes(run_file.model, range, batch, layout.expert, kept));
+  }
+  const double parameters = counts.replicated + counts.routed;
+  memory.weights = kept.weight * parameters;
+  memory.gradients = kept.gradient * parameters;
+  memory.accumulators = kept.exact_sum * parameters;
+  memory.moments = kept.moments * OwnedParameters(counts, layout);
+  if (kept.checkpoint_copy) {
+    memory.checkpoint_copy =
+        kCheckpointBytes * (counts.replicated / layout.data + counts.routed / layout.expert_data());
+  }
+  return memory;
 }
 
 std::string GibibytesText(double bytes) {
@@ -112,49 +161,27 @@ double CheckpointBytes(const RunFile& run_file) {
 
 RankMemory MemoryOf(const RunFile& run_file, const Candidate& candidate, const Machine& machine,
                     int stage) {
-  const ParallelLayout& layout = candidate.layout;
-  const KeptBytes& kept = machine.kept;
-  const MicroBatchShape batch = BatchOf(run_file, candidate);
-  RankMemory memory;
-  // Of a list that repeats itself, its beginning has the most in flight.
-  PipelineShape shape = ShapeOf(run_file, candidate);
-  const int enough = 4 * shape.stages * shape.virtual_stages;
-  shape.micro_batches = std::min(shape.micro_batches, enough);
-  memory.slots = ActivationSlots(PipelineActions(shape, stage));
-  ParameterCounts counts;
-  for (const LayerRange& range : SegmentsOf(SplitOf(run_file, layout), layout, stage)) {
-    counts += ParametersOf(run_file.model, range, layout.expert);
-    double slot = SavedBytes(run_file.model, range, batch, layout.expert, kept);
-    if (layout.schedule == "zero-bubble") {
-      slot += BetweenBytes(run_file.model, range, batch, layout.expert, kept);
-    }
-    memory.activations += memory.slots * slot;
-    if (range.first > 0) {  // the next input may arrive while all slots are taken
-      memory.activations +=
-          batch.tokens() * static_cast<double>(run_file.model.hidden_size) * kept.activation;
-    }
-    memory.scratch =
-        std::max(memory.scratch, ScratchBytes(run_file.model, range, batch, layout.expert, kept));
-  }
-  const double parameters = counts.replicated + counts.routed;
-  memory.weights = kept.weight * parameters;
-  memory.gradients = kept.gradient * parameters;
-  memory.accumulators = kept.exact_sum * parameters;
-  memory.moments = kept.moments * OwnedParameters(counts, layout);
-  if (kept.checkpoint_copy) {
-    memory.checkpoint_copy =
-        kCheckpointBytes * (counts.replicated / layout.data + counts.routed / layout.expert_data());
-  }
-  return memory;
+  return MemoryOfStage(run_file, candidate, machine, SplitOf(run_file, candidate.layout), stage);
 }
 
 std::vector<RankMemory> MemoryOfStages(const RunFile& run_file, const Candidate& candidate,
                                        const Machine& machine) {
+  const std::vector<LayerRange> ranges = SplitOf(run_file, candidate.layout);
   std::vector<RankMemory> stages;
   for (int stage = 0; stage < candidate.layout.pipeline; ++stage) {
-    stages.push_back(MemoryOf(run_file, candidate, machine, stage));
+    stages.push_back(MemoryOfStage(run_file, candidate, machine, ranges, stage));
   }
   return stages;
+}
+
+std::size_t FullestOf(const std::vector<RankMemory>& stages) {
+  std::size_t fullest = 0;
+  for (std::size_t stage = 0; stage < stages.size(); ++stage) {
+    const double total = stages[stage].total();
+    if (std::isnan(total)) return stage;
+    if (total > stages[fullest].total()) fullest = stage;
+  }
+  return fullest;
 }
 
 std::vector<StageTimes> TimesOfStages(const RunFile& run_file, const Candidate& candidate,
@@ -165,7 +192,6 @@ std::vector<StageTimes> TimesOfStages(const RunFile& run_file, const Candidate& 
   const KeptBytes& kept = machine.kept;
   const MicroBatchShape batch = BatchOf(run_file, candidate);
   const std::vector<LayerRange> ranges = SplitOf(run_file, layout);
-  const Sharing sharing = SharingOf(layout, machine);
   // Layers of a kind are alike.
   const bool split = layout.schedule == "zero-bubble";
   const PassSeconds dense = SecondsOfLayer(model, 0, batch, layout.expert, machine, split);
@@ -174,6 +200,7 @@ std::vector<StageTimes> TimesOfStages(const RunFile& run_file, const Candidate& 
   const double message = batch.tokens() * static_cast<double>(model.hidden_size) * kept.activation;
   std::vector<StageTimes> stages;
   for (int stage = 0; stage < layout.pipeline; ++stage) {
+    const Sharing sharing = SharingOf(layout, machine, stage);
     StageTimes times;
     double owned = 0;
     for (const LayerRange& range : SegmentsOf(ranges, layout, stage)) {
@@ -204,7 +231,8 @@ std::vector<StageTimes> TimesOfStages(const RunFile& run_file, const Candidate& 
       times.send_forward = send(stage);
       times.send_backward = send((stage + layout.pipeline - 1) % layout.pipeline);
     }
-    times.spread = machine.rates->pass_spread;
+    times.spread = rates.spread;
+    times.copies = layout.data;
     stages.push_back(std::move(times));
   }
   return stages;
@@ -221,10 +249,12 @@ StepSimulation Predict(const RunFile& run_file, const Candidate& candidate, cons
   }
   // A pipeline that has filled repeats itself: what one stretch adds, the next one adds again.
   const double wanted = shape.micro_batches;
-  shape.micro_batches = filled;
-  const StepSimulation once = SimulateStep(shape, times, overlap);
   shape.micro_batches = 2 * filled;
-  const StepSimulation twice = SimulateStep(shape, times, overlap);
+  // Equal draws: otherwise what they differ by would count as the second stretch's time.
+  const int draws = DrawsOf(shape);
+  const StepSimulation twice = SimulateStep(shape, times, overlap, /*with_timeline=*/false, draws);
+  shape.micro_batches = filled;
+  const StepSimulation once = SimulateStep(shape, times, overlap, /*with_timeline=*/false, draws);
   const double stretches = (wanted - filled) / filled;
   const auto extend = [stretches](double from, double to) {
     return from + stretches * (to - from);
@@ -300,18 +330,10 @@ absl::Status CheckLayout(const RunFile& run_file, const Candidate& candidate,
 absl::Status CheckMemory(const RunFile& run_file, const Candidate& candidate,
                          const Machine& machine) {
   if (machine.memory_bytes <= 0) return absl::OkStatus();
-  double most = 0;
-  int fullest = 0;
-  for (int stage = 0; stage < candidate.layout.pipeline; ++stage) {
-    const double total = MemoryOf(run_file, candidate, machine, stage).total();
-    // The first stage has the most in flight, the last the head; written so that NaN is found.
-    if (!(total <= most)) {
-      most = total;
-      fullest = stage;
-    }
-  }
-  if (most <= machine.memory_bytes) return absl::OkStatus();
-  const RankMemory memory = MemoryOf(run_file, candidate, machine, fullest);
+  const std::vector<RankMemory> stages = MemoryOfStages(run_file, candidate, machine);
+  const std::size_t fullest = FullestOf(stages);
+  const RankMemory& memory = stages[fullest];
+  if (memory.total() <= machine.memory_bytes) return absl::OkStatus();
   return absl::OutOfRangeError(
       absl::StrCat("a rank of stage ", fullest, " needs ", GibibytesText(memory.total()), " of ",
                    GibibytesText(machine.memory_bytes), ": weights ", GibibytesText(memory.weights),

@@ -3,6 +3,7 @@
 // Threading: pure functions.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -43,6 +44,10 @@ RankMemory MemoryOf(const RunFile& run_file, const Candidate& candidate, const M
                     int stage);
 std::vector<RankMemory> MemoryOfStages(const RunFile& run_file, const Candidate& candidate,
                                        const Machine& machine);
+
+// Which of them is the fullest, any stage of them; one whose total is NaN counts as that. There is
+// at least one.
+std::size_t FullestOf(const std::vector<RankMemory>& stages);
 
 // Weights and moments, written by all ranks together.
 double CheckpointBytes(const RunFile& run_file);

@@ -14,7 +14,12 @@ namespace paceline::planning {
 namespace {
 
 constexpr double kNotYet = -1;
-constexpr std::uint32_t kDraws = 64;  // of a step with uneven passes
+// Draws of a step with uneven passes: of a short one kDrawsMax, of a long one as many as run
+// kDrawnPasses passes in all, so that a search over layouts ends soon. kDrawsMin, whatever that
+// takes: their mean is off by less than a fifth of what steps differ by.
+constexpr std::size_t kDrawsMin = 32;
+constexpr std::size_t kDrawsMax = 256;
+constexpr std::size_t kDrawnPasses = 1 << 20;
 
 class Simulation {
  public:
@@ -32,8 +37,10 @@ class Simulation {
       Run& run = runs_[static_cast<std::size_t>(stage)];
       run.actions = PipelineActions(shape, stage);
       run.passes_left.assign(static_cast<std::size_t>(shape.virtual_stages), shape.micro_batches);
-      if (draw.has_value())
+      if (draw.has_value()) {
         run.random.emplace(*draw * runs_.size() + static_cast<std::size_t>(stage));
+        run.slowness = SlownessOf(stages[static_cast<std::size_t>(stage)], *run.random);
+      }
     }
   }
 
@@ -59,7 +66,16 @@ class Simulation {
     StageParts parts;
     std::vector<TimedPass> timeline;
     std::optional<std::mt19937_64> random;  // none: passes are even
+    double slowness = 1;                    // of all passes
   };
+
+  // Of the slowest of a stage's copies.
+  static double SlownessOf(const StageTimes& times, std::mt19937_64& random) {
+    std::normal_distribution<double> normal;
+    double slowest = normal(random);
+    for (int copy = 1; copy < times.copies; ++copy) slowest = std::max(slowest, normal(random));
+    return std::exp(times.spread.step * slowest);
+  }
 
   // Runs the next pass of a stage, if what it needs has been sent.
   bool RunNext(std::size_t stage, bool with_timeline) {
@@ -123,7 +139,8 @@ class Simulation {
 
   static double Unevenness(Run& run, const StageTimes& times) {
     if (!run.random.has_value()) return 1;
-    return std::exp(times.spread * std::normal_distribution<double>()(*run.random));
+    return run.slowness *
+           std::exp(times.spread.pass * std::normal_distribution<double>()(*run.random));
   }
 
   void Hold(Run& run, double send) {
@@ -184,19 +201,28 @@ class Simulation {
 
 }  // namespace
 
+int DrawsOf(const PipelineShape& shape) {
+  // Stages have equally many.
+  const std::size_t passes =
+      PipelineActions(shape, 0).size() * static_cast<std::size_t>(shape.stages);
+  return static_cast<int>(std::clamp(kDrawnPasses / passes, kDrawsMin, kDrawsMax));
+}
+
 StepSimulation SimulateStep(const PipelineShape& shape, const std::vector<StageTimes>& stages,
-                            double overlap, bool with_timeline) {
+                            double overlap, bool with_timeline, std::optional<int> draws) {
   StepSimulation step = Simulation(shape, stages, overlap).Finish(with_timeline);
-  const bool even = std::all_of(stages.begin(), stages.end(),
-                                [](const StageTimes& times) { return times.spread == 0; });
+  const bool even = std::all_of(stages.begin(), stages.end(), [](const StageTimes& times) {
+    return times.spread.pass == 0 && times.spread.step == 0;
+  });
   if (even) return step;
   step.seconds = 0;
   step.stages.assign(stages.size(), {});
-  for (std::uint32_t draw = 0; draw < kDraws; ++draw) {
+  const auto count = static_cast<std::uint32_t>(draws.value_or(DrawsOf(shape)));
+  for (std::uint32_t draw = 0; draw < count; ++draw) {
     const StepSimulation drawn = Simulation(shape, stages, overlap, draw).Finish(false);
-    step.seconds += drawn.seconds / kDraws;
+    step.seconds += drawn.seconds / count;
     for (std::size_t stage = 0; stage < stages.size(); ++stage) {
-      step.stages[stage].Add(drawn.stages[stage], 1.0 / kDraws);
+      step.stages[stage].Add(drawn.stages[stage], 1.0 / count);
     }
   }
   return step;

@@ -25,13 +25,18 @@ namespace {
 
 constexpr int kRepeatsMin = 5;
 constexpr double kSecondsEach = 0.2;
-constexpr double kSecondsOfPasses = 1;    // enough to see how uneven they are
+constexpr double kSecondsOfPasses = 2;    // to see how uneven they are
 constexpr double kFlopsMax = 5e10;        // of one micro-batch
 constexpr double kParametersMax = 2.5e8;  // 4 GB with gradients and moments
 constexpr double kUnlimited = 1e300;
 
-// The times of `work`, run for about `budget` seconds, shortest first.
-std::vector<double> SortedSeconds(const std::function<void()>& work, double budget) {
+struct RankRates {
+  planning::CostRates rates;   // but for the spread, which takes all ranks
+  std::vector<double> passes;  // seconds of equal passes, one after the other
+};
+
+// The times of `work`, run again and again for about `budget` seconds.
+std::vector<double> SecondsOf(const std::function<void()>& work, double budget) {
   using Clock = std::chrono::steady_clock;
   work();  // memory is touched, caches are warm
   std::vector<double> seconds;
@@ -42,16 +47,41 @@ std::vector<double> SortedSeconds(const std::function<void()>& work, double budg
     seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
     sum += seconds.back();
   }
-  std::sort(seconds.begin(), seconds.end());
   return seconds;
 }
 
-double Quantile(const std::vector<double>& sorted, double share) {
-  return sorted[static_cast<std::size_t>(share * static_cast<double>(sorted.size()))];
+double Quantile(std::vector<double> values, double share) {
+  const auto at =
+      values.begin() + static_cast<std::ptrdiff_t>(share * static_cast<double>(values.size()));
+  std::nth_element(values.begin(), at, values.end());
+  return *at;
 }
 
 double MedianSeconds(const std::function<void()>& work) {
-  return Quantile(SortedSeconds(work, kSecondsEach), 0.5);
+  return Quantile(SecondsOf(work, kSecondsEach), 0.5);
+}
+
+// Of a normal distribution one standard deviation to each side holds 68 %.
+double DeviationOf(const std::vector<double>& values) {
+  return 0.5 * (Quantile(values, 0.84) - Quantile(values, 0.16));
+}
+
+// From the passes of every rank: a pass differs from the next one by what is its own, from all of
+// them also by its rank's speed at its time.
+planning::Spread SpreadOf(const std::vector<RankRates>& ranks) {
+  std::vector<double> logarithms;
+  std::vector<double> changes;
+  for (const RankRates& rank : ranks) {
+    for (std::size_t i = 0; i < rank.passes.size(); ++i) {
+      logarithms.push_back(std::log(rank.passes[i]));
+      if (i > 0) changes.push_back(std::log(rank.passes[i] / rank.passes[i - 1]));
+    }
+  }
+  const double all = DeviationOf(logarithms);
+  planning::Spread spread;
+  spread.pass = std::min(all, DeviationOf(changes) / std::sqrt(2.0));
+  spread.step = std::sqrt(all * all - spread.pass * spread.pass);
+  return spread;
 }
 
 struct Product {
@@ -181,8 +211,7 @@ double ModelledSeconds(const CalibrationShape& shape, const planning::CostRates&
 }
 
 // What whole layers take beyond their products and attention goes to the element-wise kernels.
-absl::Status MeasureModel(Stream& stream, const CalibrationShape& shape,
-                          planning::CostRates& rates) {
+absl::Status MeasureModel(Stream& stream, const CalibrationShape& shape, RankRates& rank) {
   const std::int64_t tokens = shape.batch.rows * shape.batch.sequence;
   ASSIGN_OR_RETURN(const std::unique_ptr<Model> model,
                    Model::Create(shape.model,
@@ -202,10 +231,8 @@ absl::Status MeasureModel(Stream& stream, const CalibrationShape& shape,
     model->Forward(batch);
     model->Backward(1.0f / static_cast<float>(tokens), /*accumulate=*/false, [](std::size_t) {});
   });
-  // Of a normal distribution one standard deviation to each side holds 68 %.
-  const std::vector<double> passes =
-      SortedSeconds([&] { model->Forward(batch); }, kSecondsOfPasses);
-  rates.pass_spread = 0.5 * std::log(Quantile(passes, 0.84) / Quantile(passes, 0.16));
+  rank.passes = SecondsOf([&] { model->Forward(batch); }, kSecondsOfPasses);
+  planning::CostRates& rates = rank.rates;
   rates.accumulation_bytes = kUnlimited;
   rates.memory_bytes = kUnlimited;
   const double products = ModelledSeconds(shape, rates);
@@ -252,39 +279,35 @@ std::vector<Product> LayerProducts(const ModelSection& model) {
   return products;
 }
 
-absl::StatusOr<planning::CostRates> MeasureRank(const CalibrationShape& shape) {
+absl::StatusOr<RankRates> MeasureRank(const CalibrationShape& shape) {
   const ModelSection& model = shape.model;
   Stream stream(Stream::Mode::kInline, "calibration");
   const std::int64_t tokens = shape.batch.rows * shape.batch.sequence;
-  planning::CostRates rates;
+  RankRates rank;
+  planning::CostRates& rates = rank.rates;
   rates.overlap = 0;
   rates.matrix_flops = ProductFlops(stream, LayerProducts(model), tokens);
   rates.head_flops = ProductFlops(stream, {{model.vocab_size, model.hidden_size}}, tokens);
   rates.expert_flops =
       model.n_routed_experts > 0 ? ExpertFlops(stream, model, tokens) : rates.matrix_flops;
   MeasureAttention(stream, model, shape.batch, rates);
-  RETURN_IF_ERROR(MeasureModel(stream, shape, rates));
-  return rates;
+  RETURN_IF_ERROR(MeasureModel(stream, shape, rank));
+  return rank;
 }
 
 // Rates at which all ranks together take the mean of their times.
-absl::StatusOr<planning::CostRates> MeanOf(
-    const std::vector<absl::StatusOr<planning::CostRates>>& ranks) {
-  for (const absl::StatusOr<planning::CostRates>& rank : ranks) RETURN_IF_ERROR(rank.status());
-  planning::CostRates mean = *ranks[0];
+planning::CostRates MeanOf(const std::vector<RankRates>& ranks) {
+  planning::CostRates mean = ranks[0].rates;
   for (double planning::CostRates::*rate :
        {&planning::CostRates::matrix_flops, &planning::CostRates::expert_flops,
         &planning::CostRates::head_flops, &planning::CostRates::attention_forward_flops,
         &planning::CostRates::attention_backward_flops, &planning::CostRates::memory_bytes,
         &planning::CostRates::accumulation_bytes, &planning::CostRates::optimizer_bytes}) {
     double seconds = 0;
-    for (const absl::StatusOr<planning::CostRates>& rank : ranks) seconds += 1 / (*rank).*rate;
+    for (const RankRates& rank : ranks) seconds += 1 / (rank.rates.*rate);
     mean.*rate = static_cast<double>(ranks.size()) / seconds;
   }
-  mean.pass_spread = 0;
-  for (const absl::StatusOr<planning::CostRates>& rank : ranks) {
-    mean.pass_spread += rank->pass_spread / static_cast<double>(ranks.size());
-  }
+  mean.spread = SpreadOf(ranks);
   return mean;
 }
 
@@ -319,8 +342,8 @@ absl::StatusOr<planning::CostRates> Calibrate(const CalibrationShape& shape, int
   }
   // Ranks that compute at once need their memory at once.
   ranks = std::min(ranks, static_cast<int>(kParametersMax / parameters));
-  std::vector<absl::StatusOr<planning::CostRates>> measured(static_cast<std::size_t>(ranks),
-                                                            absl::UnknownError("not measured"));
+  std::vector<absl::StatusOr<RankRates>> measured(static_cast<std::size_t>(ranks),
+                                                  absl::UnknownError("not measured"));
   {
     std::vector<std::jthread> threads;
     for (int rank = 0; rank < ranks; ++rank) {
@@ -330,7 +353,12 @@ absl::StatusOr<planning::CostRates> Calibrate(const CalibrationShape& shape, int
       });
     }
   }
-  ASSIGN_OR_RETURN(planning::CostRates rates, MeanOf(measured));
+  std::vector<RankRates> of_ranks;
+  for (absl::StatusOr<RankRates>& rank : measured) {
+    RETURN_IF_ERROR(rank.status());
+    of_ranks.push_back(*std::move(rank));
+  }
+  planning::CostRates rates = MeanOf(of_ranks);
   ASSIGN_OR_RETURN(const LinkRates links, MeasureLinks(on_rank));
   rates.inside_node = rates.between_nodes = links.message;
   rates.reduction_inside_node = rates.reduction_between_nodes = links.reduction;

@@ -193,11 +193,7 @@ std::string SetsOf(const planning::Candidate& candidate, const planning::Machine
 
 }  // namespace
 
-const RankMemory& Plan::fullest() const {
-  return *std::max_element(
-      stages.begin(), stages.end(),
-      [](const RankMemory& a, const RankMemory& b) { return a.total() < b.total(); });
-}
+const RankMemory& Plan::fullest() const { return stages[planning::FullestOf(stages)]; }
 
 double Plan::tokens_per_step() const {
   return static_cast<double>(run_file.train.global_batch_size * run_file.train.sequence_length);

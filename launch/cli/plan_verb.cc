@@ -81,12 +81,14 @@ absl::StatusOr<Target> TargetOf(const Options& options, const RunFile& run_file,
     target.machine = planning::MachineOf(*cluster, run_file);
     // A part of the cluster, where a part is asked for: by the run file, or, where the layout is to
     // be chosen, on the command line.
-    const bool nodes_set =
-        std::any_of(options.sets.begin(), options.sets.end(),
-                    [](const std::string& set) { return set.starts_with("launch.nodes="); });
-    if ((!options.choose || nodes_set) && run_file.launch.nodes < target.machine.nodes) {
-      target.machine.nodes = run_file.launch.nodes;
-    }
+    const auto take = [&](const char* key, std::int64_t asked, std::int64_t& of_cluster) {
+      const bool set = std::any_of(
+          options.sets.begin(), options.sets.end(),
+          [&](const std::string& given) { return given.starts_with(absl::StrCat(key, "=")); });
+      if (!options.choose || set) of_cluster = std::min(of_cluster, asked);
+    };
+    take("launch.nodes", run_file.launch.nodes, target.machine.nodes);
+    take("launch.slots_per_node", run_file.launch.slots_per_node, target.machine.slots_per_node);
     target.name = cluster->cluster.name;
     target.cluster = cluster;
     target.assumptions = AssumptionsOf(*cluster);

@@ -1,15 +1,17 @@
 // Layouts beside plain data parallelism, the same batches: two ranks of one compute thread, each
 // with all its threads on a core of its own, over Gloo, the real trainer. Sparse models begin from
 // a checkpoint in which balancing has begun to even out what their experts get. Pairs are
-// interleaved; a figure is the median over the pairs of plain step time / layout step time (above
-// 1: faster). Beside it what the planner predicts from rates measured on another shape before each
-// pair.
+// interleaved; times are medians over the pairs, the ratio that of plain step time / layout step
+// time (above 1: faster). Beside them what the planner predicts from rates measured on another
+// shape before each pair. Waiting is the mean over the pairs: it depends on how far apart the
+// cores' speeds are, which here is far or near by turns.
 //
 // usage: layout_bench [--pairs N] [--steps N] [--only TEXT] [--json]
 #include <algorithm>
 #include <charconv>
 #include <cstdio>
 #include <cstdlib>
+#include <numeric>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -89,6 +91,10 @@ double Median(std::vector<double> values) {
   return *middle;
 }
 
+double Mean(const std::vector<double>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+}
+
 struct Measured {
   double step_seconds = 0;  // median
   double waiting = 0;       // for other stages, share of the time in steps, the ranks' mean
@@ -144,7 +150,7 @@ planning::StepSimulation PredictionOf(const RunFile& run, const planning::CostRa
 
 // The share of the step that stages wait.
 double BubbleOf(const planning::StepSimulation& step) {
-  return planning::MeanOf(step.stages).bubble / step.seconds;
+  return std::max(0.0, planning::MeanOf(step.stages).bubble / step.seconds);
 }
 
 // `only`: the variants in whose names it stands.
@@ -187,7 +193,7 @@ int Run(int pairs, std::int64_t steps, std::string_view only, bool json) {
                R"("off": %.3f, "waiting": %.3f, "predicted_waiting": %.3f})"
              : "%-26s %7.3f %9.2f %13.2f %+7.3f %9.3f %11.3f",
         variant.name, Median(ratios), Median(step_ms), Median(predicted_ms),
-        Median(predicted_ms) / Median(step_ms) - 1, Median(waiting), Median(predicted_waiting));
+        Median(predicted_ms) / Median(step_ms) - 1, Mean(waiting), Mean(predicted_waiting));
     if (!json) {
       std::printf("%s\n", line);
       std::fflush(stdout);

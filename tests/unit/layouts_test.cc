@@ -19,6 +19,9 @@ namespace paceline {
 namespace {
 
 constexpr std::int64_t kSteps = kSanitized ? 4 : 20;
+// As many losses as from the start are compared after a change of layout, too.
+constexpr std::int64_t kStepsBeforeChange = kSanitized ? 2 : 10;
+constexpr std::int64_t kStepsAfterChange = kSanitized ? 2 : 20;
 constexpr std::int64_t kTokens = 4000;
 
 struct Case {
@@ -85,7 +88,7 @@ RunFile RunOf(const std::string& folder, bool sparse) {
   run.train.global_batch_size = 24;
   run.train.lr_schedule = "constant";
   run.train.steps = kSteps;
-  run.checkpoint.interval_steps = kSteps / 2;
+  run.checkpoint.interval_steps = kStepsBeforeChange;
   return run;
 }
 
@@ -208,7 +211,8 @@ TEST_P(LayoutsTest, EveryLayoutHasTheGradientsOfOneRank) {
 }
 
 TEST_P(LayoutsTest, WhatOneLayoutSavedTrainsOnInAnother) {
-  const RunFile run = RunOf(folder_.path(), sparse());
+  RunFile run = RunOf(folder_.path(), sparse());
+  run.train.steps = kStepsBeforeChange + kStepsAfterChange;
   const std::vector<double> reference = TrainInProcess(run, 1, {})[0].losses();
   for (std::size_t i = 0; i < cases().size(); ++i) {
     const Case& from = cases()[i];
@@ -216,15 +220,15 @@ TEST_P(LayoutsTest, WhatOneLayoutSavedTrainsOnInAnother) {
     SCOPED_TRACE(std::string(from.name) + " -> " + to.name);
     const RunFile before = InLayout(run, from);
     const std::vector<RankOutcome> saved = TrainInProcess(before, from.ranks, {});
-    const std::string checkpoint = CommitCheckpoint(before, saved, kSteps / 2);
+    const std::string checkpoint = CommitCheckpoint(before, saved, kStepsBeforeChange);
 
     RunFile after = InLayout(run, to);
     after.checkpoint.dir += " resumed";
-    const std::vector<RankOutcome> resumed =
-        TrainInProcess(after, to.ranks, {.checkpoint = checkpoint, .start_step = kSteps / 2});
+    const std::vector<RankOutcome> resumed = TrainInProcess(
+        after, to.ranks, {.checkpoint = checkpoint, .start_step = kStepsBeforeChange});
     ExpectAllTrained(resumed, after);
     const std::vector<double> whole = saved[0].losses();
-    ExpectLosses(resumed[0].losses(), whole, kSteps / 2, from.bits && to.bits);
+    ExpectLosses(resumed[0].losses(), whole, kStepsBeforeChange, from.bits && to.bits);
     if (from.bits && to.bits) {
       EXPECT_EQ(whole, reference);
     }
@@ -232,14 +236,15 @@ TEST_P(LayoutsTest, WhatOneLayoutSavedTrainsOnInAnother) {
 }
 
 TEST_P(LayoutsTest, StateThatAnotherLayoutReadsAndSavesKeepsEveryBit) {
-  const RunFile run = RunOf(folder_.path(), sparse());
+  RunFile run = RunOf(folder_.path(), sparse());
+  run.train.steps = kStepsBeforeChange;
   for (std::size_t i = 0; i < cases().size(); ++i) {
     const Case& from = cases()[i];
     const Case& to = cases()[(i + 1) % cases().size()];
     SCOPED_TRACE(std::string(from.name) + " -> " + to.name);
     const RunFile before = InLayout(run, from);
     const std::string checkpoint =
-        CommitCheckpoint(before, TrainInProcess(before, from.ranks, {}), kSteps / 2);
+        CommitCheckpoint(before, TrainInProcess(before, from.ranks, {}), kStepsBeforeChange);
     RunFile after = InLayout(run, to);
     after.checkpoint.dir += " again";
     ExpectTensors(SaveAgain(after, to.ranks, checkpoint), checkpoint, 0);

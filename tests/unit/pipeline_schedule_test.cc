@@ -296,6 +296,21 @@ TEST(PipelineSlotsTest, FollowTheSchedule) {
   EXPECT_EQ(ActivationSlots(PipelineActions({"1f1b", stages, 1, 2}, 0)), 2);
 }
 
+// What the planner counts on: it looks at no more of a long step.
+TEST(PipelineSlotsTest, FourTimesTheStagesHaveAsManyInFlightAsAnyLongerStep) {
+  for (PipelineShape shape : Shapes()) {
+    shape.micro_batches = 4 * shape.stages;
+    for (int stage = 0; stage < shape.stages; ++stage) {
+      const int slots = ActivationSlots(PipelineActions(shape, stage));
+      for (const int times : {2, 3, 5}) {
+        PipelineShape longer = shape;
+        longer.micro_batches *= times;
+        EXPECT_EQ(ActivationSlots(PipelineActions(longer, stage)), slots);
+      }
+    }
+  }
+}
+
 TEST(PipelineShapeTest, WrongNumbersAreNamed) {
   EXPECT_THAT(std::string(CheckPipelineShape({"gpipe", 2, 1, 4}).message()),
               HasSubstr("schedule \"gpipe\": must be"));

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <limits>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -20,6 +21,7 @@ namespace {
 using ::testing::HasSubstr;
 
 constexpr double kInstant = 1e300;  // a rate
+constexpr double kInfinite = std::numeric_limits<double>::infinity();
 
 ModelSection SmallSparse() {
   ModelSection model;
@@ -323,7 +325,7 @@ TEST(SimulationTest, AMessageTakesTimeOfBothItsEndsWhereTheyMoveIt) {
 TEST(SimulationTest, UnevenPassesMakeStagesWait) {
   std::vector<StageTimes> stages = EqualStages(1, 1, {.forward = 1, .backward_input = 2});
   const auto mean_of = [](double spread) { return std::exp(spread * spread / 2); };
-  stages[0].spread = 0.2;
+  stages[0].spread.pass = 0.2;
   // One stage waits for nobody, and takes the mean of its passes.
   EXPECT_NEAR(SimulateStep({"1f1b", 1, 1, 400}, stages, 1).seconds / 1200, mean_of(0.2), 0.003);
 
@@ -331,7 +333,7 @@ TEST(SimulationTest, UnevenPassesMakeStagesWait) {
   const double even = SimulateStep({"1f1b", 2, 1, 400}, stages, 1).seconds;
   double former = even;
   for (const double spread : {0.05, 0.1, 0.2}) {
-    for (StageTimes& times : stages) times.spread = spread;
+    for (StageTimes& times : stages) times.spread.pass = spread;
     const StepSimulation step = SimulateStep({"1f1b", 2, 1, 400}, stages, 1);
     EXPECT_GT(step.seconds, former * mean_of(spread / 2));
     // Never above both stages' larger pass each time.
@@ -343,6 +345,52 @@ TEST(SimulationTest, UnevenPassesMakeStagesWait) {
     }
     EXPECT_EQ(step.seconds, SimulateStep({"1f1b", 2, 1, 400}, stages, 1).seconds);
   }
+}
+
+// A speed that stays through a step: two stages go as the slower one of them, but for the ends of
+// the step; so do two copies of a stage.
+TEST(SimulationTest, UnevenRanksMakeOthersWait) {
+  constexpr double kSpread = 0.2;
+  const double mean = std::exp(kSpread * kSpread / 2);
+  const double larger = mean * std::erfc(-kSpread / 2);
+  std::vector<StageTimes> stages = EqualStages(1, 1, {.forward = 1, .backward_input = 2});
+  stages[0].spread.step = kSpread;
+  // The mean of 256 draws is off by 0.2 / 16 at one standard deviation.
+  const StepSimulation one = SimulateStep({"1f1b", 1, 1, 10}, stages, 1);
+  EXPECT_NEAR(one.seconds / 30, mean, 0.03);
+  EXPECT_NEAR(one.stages[0].bubble, 0, 1e-9);
+  stages[0].copies = 2;
+  EXPECT_NEAR(SimulateStep({"1f1b", 1, 1, 10}, stages, 1).seconds / 30, larger, 0.03);
+
+  stages = EqualStages(2, 1, {.forward = 1, .backward_input = 1});
+  const double even = SimulateStep({"1f1b", 2, 1, 400}, stages, 1).seconds;
+  for (StageTimes& times : stages) times.spread.step = kSpread;
+  const StepSimulation two = SimulateStep({"1f1b", 2, 1, 400}, stages, 1);
+  EXPECT_NEAR(two.seconds / even, larger, 0.03);
+  // What a pipeline of even passes would wait is 1 / 401 of the step.
+  EXPECT_NEAR(MeanOf(two.stages).bubble / two.seconds, 1 - mean / larger, 0.02);
+}
+
+TEST(SimulationTest, LongStepsAreDrawnLessOften) {
+  EXPECT_EQ(DrawsOf({"1f1b", 2, 1, 400}), 256);  // 1,600 passes
+  EXPECT_EQ(DrawsOf({"1f1b", 16, 1, 128}), 256);
+  EXPECT_EQ(DrawsOf({"1f1b", 16, 1, 256}), 128);
+  EXPECT_EQ(DrawsOf({"interleaved", 16, 4, 1024}), 32);
+}
+
+// Where speeds alone are drawn, each draw of a long step goes on as it began; so does their mean,
+// if the two steps that it is told from were drawn equally often.
+TEST(SimulationTest, LongStepsOfUnevenRanksGoOnAsTheyBegan) {
+  RunFile run_file = SmallRun();
+  run_file.model.num_hidden_layers = 16;
+  run_file.train.global_batch_size = 400;
+  Machine machine = SmallMachine();
+  machine.rates->spread.step = 0.2;
+  const Candidate candidate{.layout = {.pipeline = 16}};
+  const std::vector<StageTimes> times = TimesOfStages(run_file, candidate, machine);
+  const StepSimulation whole =
+      SimulateStep({"1f1b", 16, 1, 400}, times, 1, /*with_timeline=*/false, /*draws=*/128);
+  EXPECT_NEAR(Predict(run_file, candidate, machine).seconds / whole.seconds, 1, 1e-3);
 }
 
 TEST(SimulationTest, ShortSchedulesHaveAPicture) {
@@ -398,6 +446,85 @@ TEST(PlannerTest, WhatDoesNotFitIsRefusedWithTheNearestThatDoes) {
   EXPECT_EQ(ChooseLayout(run_file, machine).status().code(), absl::StatusCode::kOutOfRange);
   run_file.train.global_batch_size = 3;
   EXPECT_EQ(ChooseLayout(run_file, machine).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+// Layers are split by FLOPs: the stages before and behind the longest one have one layer each.
+TEST(PlannerTest, AStageInTheMiddleMayBeTheFullest) {
+  RunFile run_file = SmallRun();
+  run_file.model.n_routed_experts = 0;
+  run_file.model.num_hidden_layers = 5;
+  run_file.train.sequence_length = 32;
+  Machine machine = SmallMachine();
+  const Candidate smallest{.layout = {.pipeline = 4, .data = 2, .shard_optimizer = true}};
+  const std::vector<RankMemory> stages = MemoryOfStages(run_file, smallest, machine);
+  ASSERT_EQ(FullestOf(stages), 2u);
+  machine.memory_bytes = stages[2].total();
+  const absl::StatusOr<Choices> fits = ChooseLayout(run_file, machine);
+  ASSERT_TRUE(fits.ok()) << fits.status();
+  EXPECT_EQ(fits->fitting, 1u);
+  EXPECT_EQ(TextOf(fits->best[0].candidate), TextOf(smallest));
+
+  machine.memory_bytes -= 1;
+  const absl::Status refused = ChooseLayout(run_file, machine).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kOutOfRange);
+  EXPECT_THAT(std::string(refused.message()),
+              HasSubstr("the nearest, " + TextOf(smallest) + ": a rank of stage 2 needs"));
+}
+
+TEST(PredictionTest, WhatIsNoNumberDoesNotFit) {
+  RunFile run_file = SmallRun();
+  run_file.model.intermediate_size = 0;
+  Machine machine = SmallMachine();
+  machine.memory_bytes = 1e9;
+  machine.kept.expert_activation = kInfinite;  // times no dense width
+  const Candidate candidate{.layout = {.pipeline = 4, .data = 2}};
+  const std::vector<RankMemory> stages = MemoryOfStages(run_file, candidate, machine);
+  ASSERT_TRUE(std::isnan(stages[0].total()) && !std::isnan(stages[1].total()));
+  EXPECT_THAT(std::string(CheckMemory(run_file, candidate, machine).message()),
+              HasSubstr("a rank of stage 0 needs"));
+  std::vector<RankMemory> others(3);
+  others[1].weights = std::nan("");
+  EXPECT_EQ(FullestOf(others), 1u);
+}
+
+// A group is inside a node where all its ranks are; of a stage's expert-data groups the slowest one
+// counts.
+TEST(PredictionTest, AGroupInOneNodeReducesInsideIt) {
+  const RunFile run_file = SmallRun();
+  Machine machine = SmallMachine();
+  machine.rates->reduction_inside_node = {0, 1e11};
+  const auto rate = [&](const std::vector<int>& group) {
+    const bool inside =
+        group.front() / machine.slots_per_node == group.back() / machine.slots_per_node;
+    return inside ? 1e11 : 1e10;
+  };
+  for (const int slots : {2, 3, 4, 6, 8}) {
+    machine.slots_per_node = slots;
+    for (const int pipeline : {1, 2}) {
+      for (const int expert : {1, 2, 4}) {
+        const Candidate candidate{
+            .layout = {.pipeline = pipeline, .data = 8 / pipeline, .expert = expert}};
+        const ParallelLayout& layout = candidate.layout;
+        const std::vector<StageTimes> times = TimesOfStages(run_file, candidate, machine);
+        for (int stage = 0; stage < pipeline; ++stage) {
+          SCOPED_TRACE(TextOf(candidate) + ", stage " + std::to_string(stage));
+          double routed_rate = 1e11;
+          for (int data = 0; data < expert; ++data) {
+            const int rank = RankAt(layout, stage, data);
+            routed_rate = std::min(routed_rate, rate(ExpertDataGroup(layout, rank)));
+          }
+          const double replicated_rate = rate(DataGroup(layout, RankAt(layout, stage, 0)));
+          const int first = 4 / pipeline * stage;
+          const ParameterCounts counts =
+              ParametersOf(run_file.model, {first, first + 4 / pipeline}, expert);
+          const auto ring = [](int ranks) { return 8 * (ranks - 1.0) / ranks; };
+          EXPECT_DOUBLE_EQ(times[static_cast<std::size_t>(stage)].reduction[0],
+                           counts.replicated * ring(layout.data) / replicated_rate +
+                               counts.routed * ring(layout.expert_data()) / routed_rate);
+        }
+      }
+    }
+  }
 }
 
 TEST(PlannerTest, ShardingTheOptimizerDividesItsMemory) {

@@ -62,7 +62,7 @@ class GradientReducer {
   // stream. After the last micro-batch its reduction is enqueued.
   void BucketReady(std::size_t index, std::int64_t micro_batch, std::int64_t micro_batches);
 
-  // Waits for every reduction. The first error of either stream.
+  // Waits for every reduction and every gather of weights. The first error of either stream.
   absl::Status Finish();
 
   // Enqueues on the communication stream, behind what compute has enqueued: all of bucket `index`

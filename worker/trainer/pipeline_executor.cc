@@ -83,10 +83,12 @@ absl::Status PipelineExecutor::Run(const std::vector<PipelineAction>& actions,
     RETURN_IF_ERROR(Compute(action, handlers));
     RETURN_IF_ERROR(StreamErrors());
   }
+  const auto computed = std::chrono::steady_clock::now();
   for (Direction* direction :
        {&activations_in_, &activations_out_, &gradients_in_, &gradients_out_}) {
     if (direction->stream) RETURN_IF_ERROR(direction->stream->Synchronize());
   }
+  wait_seconds_ += SecondsBetween(computed, std::chrono::steady_clock::now());
   return compute_.status();
 }
 

@@ -54,7 +54,9 @@ class PipelineExecutor {
   // the groups any more.
   void Drain();
 
-  // Time the compute stream stood waiting for other stages, cumulative.
+  // Time for which the compute stream waited, cumulative: before passes for another stage's message
+  // to come or one of its own to leave the place that the pass writes, at the end for its own to
+  // go.
   double wait_seconds() const { return wait_seconds_; }
 
  private:
