@@ -1,5 +1,7 @@
 #include "common/address.h"
 
+#include <arpa/inet.h>
+
 #include <charconv>
 
 #include "absl/strings/match.h"
@@ -43,6 +45,21 @@ absl::StatusOr<Address> ParseLoopbackAddress(const std::string& name, const std:
                      "[::1] or localhost), because connections are not encrypted"));
   }
   return address;
+}
+
+absl::Status CheckReachable(const std::string& name, const std::string& ip) {
+  in_addr v4 = {};
+  in6_addr v6 = {};
+  const bool is_v4 = ::inet_pton(AF_INET, ip.c_str(), &v4) == 1;
+  if (!is_v4 && ::inet_pton(AF_INET6, ip.c_str(), &v6) != 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, " = \"", ip, "\": must be an IPv4 or IPv6 address in digits"));
+  }
+  if (is_v4 ? v4.s_addr == INADDR_ANY : IN6_IS_ADDR_UNSPECIFIED(&v6)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        name, " = \"", ip, "\": give the one address at which the other nodes reach this one"));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace paceline

@@ -25,4 +25,7 @@ std::string CheckpointFolderName(const CheckpointName& name);
 // nullopt: not a name that CheckpointFolderName gives.
 std::optional<CheckpointName> ParseCheckpointFolderName(std::string_view name);
 
+// What the folder's name gets behind it where the checkpoint was found damaged and is kept.
+inline constexpr char kSetAside[] = ".damaged";
+
 }  // namespace paceline

@@ -56,6 +56,26 @@ inline const char* CauseName(v1::FailureCause cause) {
   }
 }
 
+// What a failure of that cause befell: a rank, a node, or the run as a whole, where no rank is
+// known to be the culprit. "unknown" as above.
+inline const char* ScopeName(v1::FailureCause cause) {
+  switch (cause) {
+    case v1::FAILURE_CAUSE_WORKER_EXIT:
+    case v1::FAILURE_CAUSE_WORKER_ERROR:
+    case v1::FAILURE_CAUSE_STALL:
+    case v1::FAILURE_CAUSE_CORRUPT_STATE:
+      return "rank";
+    case v1::FAILURE_CAUSE_NODE_LOST:
+      return "node";
+    case v1::FAILURE_CAUSE_PEER_LOST:
+    case v1::FAILURE_CAUSE_CHECKPOINT:
+    case v1::FAILURE_CAUSE_REPLICAS_DIFFER:
+      return "run";
+    default:
+      return "unknown";
+  }
+}
+
 inline bool HasEnded(v1::RunState state) {
   return state == v1::RUN_STATE_COMPLETED || state == v1::RUN_STATE_STOPPED ||
          state == v1::RUN_STATE_FAILED;

@@ -45,6 +45,7 @@ Timeouts TimeoutsFor(const FailureSection& failure) {
 std::vector<TimeoutEntry> ExplainTimeouts(const RunFile& run_file) {
   const FailureSection& failure = run_file.failure;
   const Timeouts timeouts = TimeoutsFor(failure);
+  constexpr char kFixed[] = "the same for every run";
   constexpr char kTwoMinutes[] = "24 x budget_ms, at least 120 s";
   return {
       {"budget", milliseconds{failure.budget_ms}, 0, "how long a failure may go unnoticed",
@@ -80,6 +81,16 @@ std::vector<TimeoutEntry> ExplainTimeouts(const RunFile& run_file) {
       {"checkpoint", timeouts.checkpoint, 0,
        "from a rank's snapshot to its durable part; then the checkpoint is given up",
        SourceOf("checkpoint_ms", failure.checkpoint_ms, "120 x budget_ms, at least 600 s")},
+      {"connect", kConnectLimit, 0, "one attempt of an agent to reach the coordinator", kFixed},
+      {"register", kRegisterLimit, 0, "the coordinator's answer to an agent that has reached it",
+       kFixed},
+      {"keepalive", 2 * kKeepalive, 0,
+       "a connection between agent and coordinator whose other end has vanished", kFixed},
+      {"copy", kCopyLimit, 0, "a snapshot's way from one node to another", kFixed},
+      {"manifest", kManifestLimit, 0,
+       "how long a rank waits for the name of a committed checkpoint's manifest", kFixed},
+      {"idle", kIdleLimit, 0, "workers and snapshots on a node that no run asks for; then they go",
+       kFixed},
   };
 }
 

@@ -32,6 +32,18 @@ struct Timeouts {
 // much longer than it used to.
 inline constexpr std::int64_t kPatienceSteps = 3;
 
+// Limits of single calls and of what nobody asks for, which follow no budget: what they end is
+// tried again, or was not needed.
+inline constexpr std::chrono::milliseconds kConnectLimit{2'000};    // an agent's, to a coordinator
+inline constexpr std::chrono::milliseconds kRegisterLimit{10'000};  // a coordinator's answer to it
+// A machine that vanishes sends no farewell: a gRPC connection is closed after twice this silence.
+inline constexpr std::chrono::milliseconds kKeepalive{20'000};
+inline constexpr std::chrono::milliseconds kCopyLimit{600'000};     // a snapshot's, between nodes
+inline constexpr std::chrono::milliseconds kManifestLimit{60'000};  // until a manifest has its name
+// Workers that no generation takes up, and snapshots of a run of which nothing else is on the node:
+// until then they hold what the run may go on from, if its coordinator was lost.
+inline constexpr std::chrono::hours kIdleLimit{1};
+
 Timeouts TimeoutsFor(std::int64_t budget_ms);
 // With what the run file sets itself.
 Timeouts TimeoutsFor(const FailureSection& failure);

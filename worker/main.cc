@@ -24,6 +24,8 @@ int main(int argc, char** argv) {
   CLI::Option* const seat =
       app.add_option("--seat", options.seat, "The agent's place for this process");
   socket->needs(seat);
+  app.add_option("--address", options.address, "This node's IP address, for ranks of other nodes")
+      ->capture_default_str();
   CLI::Option* const as_rank = app.add_flag(
       "--mpi", mpi, "Run as a rank of an MPI job; a node's first rank starts its agent");
   as_rank->excludes(socket);

@@ -15,7 +15,10 @@ namespace {
 // may have come between the fact and them, more than once.
 constexpr std::uint64_t kEpochsToRepeat = 8;
 
-// A Tick that comes later than this after its time tells that the process stood still.
+// After a manifest could not be published.
+constexpr std::chrono::seconds kPublishAgain{5};
+
+// An event that comes later than this after a Tick's time tells that the process stood still.
 constexpr std::chrono::milliseconds kTickLateness{500};
 
 // What ran up while there was no coordinator is charged soon, so that one that dies over and over
@@ -62,7 +65,7 @@ Decision Core::Impl::Open(Now now) {
   for (const std::string& id : run_ids) {
     const Run& run = state_.runs.at(id);
     for (const v1::CheckpointDiscarded& checkpoint : run.discarded) {
-      decision_.effects.push_back(DeleteCheckpoint{checkpoint.folder(), checkpoint.committed()});
+      decision_.effects.push_back(RemovalOf(checkpoint));
     }
     for (const Checkpoint& checkpoint : run.checkpoints) {
       decision_.effects.push_back(PublishManifest{checkpoint.folder});
@@ -84,7 +87,10 @@ Decision Core::Impl::Open(Now now) {
 }
 
 Decision Core::Impl::Decide(const Event& event, Now now) {
-  now_ = now;
+  const SteadyTime last = std::exchange(now_, now).steady;
+  // Ticks come on time unless this process stood still (stopped, swapped out, a slow disk). Then
+  // what the nodes have said meanwhile may lie unread, and their silence says nothing.
+  if (now_.steady - due_ > kTickLateness) Postpone(now_.steady - last);
   std::visit([this](const auto& e) { On(e); }, event);
   RetryDeferred();
   if (std::exchange(retry_plans_, false)) TryPlans();
@@ -95,7 +101,7 @@ Decision Core::Impl::Decide(const Event& event, Now now) {
 
 SteadyTime Core::Impl::NextDeadline() const {
   return std::min({leases_.Next(), run_deadlines_.Next(), plan_deadlines_.Next(), drains_.Next(),
-                   tests_.Next(), next_charge_});
+                   tests_.Next(), publish_again_.Next(), next_charge_});
 }
 
 void Core::Impl::On(const AgentSaid& event) {
@@ -201,14 +207,7 @@ void Core::Impl::On(const ManifestWritten& event) {
 }
 
 void Core::Impl::On(const Tick&) {
-  // Ticks come on time unless this process stood still (stopped, swapped out, a slow disk). Then
-  // the nodes' heartbeats may lie unread, and their silence says nothing: leases begin anew.
-  const bool stood_still = now_.steady - due_ > kTickLateness;
   for (const NodeId node : leases_.ExpiredAt(now_.steady)) {
-    if (stood_still) {
-      leases_.Grant(node, state_.nodes.at(node).incarnation(), leases_.TtlOf(node), now_.steady);
-      continue;
-    }
     const double silent = std::chrono::duration<double>(leases_.TtlOf(node)).count();
     const bool failed = !nodes_.at(node).released;
     LoseNode(node,
@@ -227,11 +226,40 @@ void Core::Impl::On(const Tick&) {
     const v1::GenerationKey key = *nodes_.at(node).draining;
     Drain(node, key, "the generation is over; its workers should have ended by now");
   }
+  for (const std::string& folder : publish_again_.DueAt(now_.steady)) {
+    publish_again_.Clear(folder);
+    const auto stands = [&folder](const auto& run) { return run.second.HasCommitted(folder); };
+    if (std::any_of(state_.runs.begin(), state_.runs.end(), stands)) {
+      decision_.effects.push_back(PublishManifest{folder});
+    }
+  }
   if (now_.steady < next_charge_) return;
   next_charge_ = now_.steady + options_.charge_interval;
   for (const auto& [id, run] : state_.runs) {
     if (!run.ended()) ChargeAll(run.nodes);
   }
+}
+
+void Core::Impl::Postpone(SteadyTime::duration late) {
+  for (auto& [node, runtime] : nodes_) {
+    leases_.Grant(node, state_.nodes.at(node).incarnation(), leases_.TtlOf(node), now_.steady);
+    runtime.draining_since += late;
+  }
+  for (auto& [run_id, generation] : generations_) {
+    generation.startup_deadline += late;
+    generation.failure_deadline += late;
+    generation.final_deadline += late;
+    for (auto& [step, checkpoint] : generation.checkpoints) checkpoint.deadline += late;
+    UpdateDeadline(run_id);
+  }
+  for (auto& [run_id, since] : waiting_since_) since += late;
+  plan_deadlines_.Postpone(late);
+  tests_.Postpone(late);
+  drains_.Postpone(late);
+}
+
+void Core::Impl::On(const PublishFailed& event) {
+  publish_again_.Set(event.folder, now_.steady + kPublishAgain);
 }
 
 void Core::Impl::Emit(v1::Fact fact) {

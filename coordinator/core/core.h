@@ -71,9 +71,14 @@ struct ManifestWritten {
   std::int64_t step = 0;
   absl::Status status;
 };
+// The shell could not publish a manifest that is there; it may work later.
+struct PublishFailed {
+  std::string folder;
+};
 struct Tick {};
-using Event = std::variant<AgentSaid, SessionClosed, SubmitRunCalled, StopRunCalled,
-                           DrainNodeCalled, UndrainNodeCalled, ManifestWritten, Tick>;
+using Event =
+    std::variant<AgentSaid, SessionClosed, SubmitRunCalled, StopRunCalled, DrainNodeCalled,
+                 UndrainNodeCalled, ManifestWritten, PublishFailed, Tick>;
 
 // --- effects ---
 struct SendToAgent {
@@ -98,7 +103,8 @@ struct WritePendingManifest {
   std::string folder;
   Manifest manifest;
 };
-// Rename manifest.json.pending to manifest.json and fsync the folder. Done already: fine.
+// Rename manifest.json.pending to manifest.json and fsync the folder; where that fails,
+// PublishFailed. Done already: fine.
 struct PublishManifest {
   std::string folder;
 };
@@ -108,8 +114,12 @@ struct DeleteCheckpoint {
   std::string folder;
   bool committed = false;
 };
-// Remove what crashes left in `dir`, a run's checkpoint folder: checkpoints of generations up to
-// `last_generation` that are neither in `known` nor hold a manifest.json.
+// Rename a committed checkpoint's folder so that nobody takes it for one. Gone: fine.
+struct SetCheckpointAside {
+  std::string folder;
+};
+// Remove what dead ranks and crashes left in `dir`, a run's checkpoint folder: checkpoints of
+// generations up to `last_generation` that are neither in `known` nor hold a manifest.json.
 struct SweepCheckpoints {
   std::string dir;
   std::uint64_t last_generation = 0;
@@ -119,8 +129,9 @@ struct SweepCheckpoints {
 struct WriteSummary {
   std::string run_id;
 };
-using Effect = std::variant<SendToAgent, CloseSession, AnswerCall, WritePendingManifest,
-                            PublishManifest, DeleteCheckpoint, SweepCheckpoints, WriteSummary>;
+using Effect =
+    std::variant<SendToAgent, CloseSession, AnswerCall, WritePendingManifest, PublishManifest,
+                 DeleteCheckpoint, SetCheckpointAside, SweepCheckpoints, WriteSummary>;
 
 struct Decision {
   std::vector<v1::Fact> facts;

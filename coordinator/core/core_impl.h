@@ -97,7 +97,10 @@ struct Core::Impl {
   void On(const DrainNodeCalled& event);
   void On(const UndrainNodeCalled& event);
   void On(const ManifestWritten& event);
+  void On(const PublishFailed& event);
   void On(const Tick& event);
+  // This process stood still for so long at most. Nobody was heard meanwhile: no limit counts it.
+  void Postpone(SteadyTime::duration late);
   // A fact takes effect on the state here and goes to the journal with the decision.
   void Emit(v1::Fact fact);
   // The journal's clock: wall time at Open, moved on by the steady clock, never back.
@@ -202,7 +205,7 @@ struct Core::Impl {
   void RetryDeferred();
   // Checkpoints that the submission names as damaged do not stand any more.
   void DiscardDamaged(const Run& run);
-  // What crashes left in the run's checkpoint folder goes.
+  // What dead ranks and crashes left in the run's checkpoint folder goes.
   void Sweep(const Run& run);
   // The run goes on from `step`: the windows after it go back.
   void RollBackTo(const Run& run, std::int64_t step);
@@ -242,8 +245,10 @@ struct Core::Impl {
   void Commit(GenerationRuntime& generation, std::int64_t step);
   void Retire(const Run& run);
   void DiscardInFlight(GenerationRuntime& generation, std::int64_t step, const std::string& reason);
+  static Effect RemovalOf(const v1::CheckpointDiscarded& discarded);
+  // `damaged`: somebody found it so, who may be wrong: its folder is kept under another name.
   void Discard(const Run& run, std::int64_t step, const std::string& folder,
-               const std::string& reason);
+               const std::string& reason, bool damaged = false);
   void SettleFinal(GenerationRuntime& generation);
   // The open generation that `key` names and `node` takes part in; nullptr (and the node is
   // fenced): it is over. `rank` must be one of the node's; -1: none is named.
@@ -284,6 +289,7 @@ struct Core::Impl {
   DeadlineSet<std::string> run_deadlines_;
   std::map<std::string, SteadyTime> waiting_since_;  // for nodes, by run
   DeadlineSet<std::string> plan_deadlines_;          // when a waiting run looks again
+  DeadlineSet<std::string> publish_again_;           // committed checkpoints' folders
   std::deque<std::pair<CallId, v1::SubmitRunRequest>> deferred_;
   bool retry_deferred_ = false;
   bool retry_plans_ = false;

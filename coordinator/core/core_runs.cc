@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/checkpoint_name.h"
 #include "coordinator/core/core_impl.h"
 #include "coordinator/core/limits.h"
 #include "coordinator/core/runs.h"
@@ -104,7 +105,8 @@ void Core::Impl::DiscardDamaged(const Run& run) {
         [&damaged](const Checkpoint& checkpoint) { return checkpoint.folder == damaged.folder(); });
     if (found == run.checkpoints.end()) continue;
     Discard(run, found->position.step(), damaged.folder(),
-            absl::StrCat("found damaged: ", Cut(damaged.reason(), kMaxErrorBytes)));
+            absl::StrCat("found damaged: ", Cut(damaged.reason(), kMaxErrorBytes)),
+            /*damaged=*/true);
   }
   if (run.request.damaged_checkpoints_size() > 0) RollBackTo(run, run.CommittedStep());
 }
@@ -268,7 +270,8 @@ void Core::Impl::AfterGeneration(const std::string& run_id) {
   if (MayBeCorrupt(run)) RollBackTo(run, run.CommittedStep());
   const std::string damaged = run.failure.damaged_checkpoint();
   if (!damaged.empty() && !run.checkpoints.empty() && run.checkpoints.back().folder == damaged) {
-    Discard(run, run.CommittedStep(), damaged, absl::StrCat("found damaged: ", run.reason));
+    Discard(run, run.CommittedStep(), damaged, absl::StrCat("found damaged: ", run.reason),
+            /*damaged=*/true);
   }
   if (run.failure.has_key()) {
     if (!run.stop_reason.empty()) {
@@ -276,8 +279,13 @@ void Core::Impl::AfterGeneration(const std::string& run_id) {
                     absl::StrCat(run.stop_reason, "; without a last checkpoint: ", run.reason),
                     true);
     }
-    // The checkpoint before it, or the run's beginning, takes its place.
-    if (!damaged.empty() && Holds(run.discarded, damaged)) return TryPlan(run);
+    if (!damaged.empty() && Holds(run.discarded, damaged)) {
+      if (!run.checkpoints.empty()) return TryPlan(run);  // with the one before it
+      return EndRun(run, v1::RUN_STATE_FAILED,
+                    absl::StrCat(run.reason, " (it was the last one, and is kept as ", damaged,
+                                 kSetAside, "; `paceline resume` begins at step 0)"),
+                    false);
+    }
     const std::string why_not = WhyNotAgain(run);
     if (why_not.empty()) return TryPlan(run);  // or when enough nodes are free
     return EndRun(run, v1::RUN_STATE_FAILED, absl::StrCat(run.reason, " (", why_not, ")"),
@@ -310,6 +318,7 @@ void Core::Impl::EndRun(const Run& run, v1::RunState state, const std::string& r
   ended.set_tokens(run.CommittedTokens());
   ended.set_retryable(retryable);
   Emit(std::move(fact));
+  Sweep(run);
   decision_.effects.push_back(WriteSummary{run_id});
   for (auto& [id, runtime] : nodes_) {
     if (state_.nodes.at(id).info.run_id() != run_id) continue;

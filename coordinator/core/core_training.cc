@@ -169,6 +169,8 @@ void Core::Impl::TellFirstStep(const GenerationRuntime& generation) {
       begin_ms = std::max(begin_ms, MillisecondsOf(rank.progress.begin_seconds()));
     }
     *done.mutable_recovery() = recovery.mapped().Times(load_ms, begin_ms, WallMs(now_));
+    // Whoever wrote a part in a generation before this one, and died before it said so, is gone.
+    Sweep(RunOf(generation));
   }
   Emit(std::move(fact));
 }
@@ -310,8 +312,13 @@ void Core::Impl::DiscardInFlight(GenerationRuntime& generation, std::int64_t ste
   Discard(run, step, CheckpointFolder(run, step), reason);
 }
 
+Effect Core::Impl::RemovalOf(const v1::CheckpointDiscarded& discarded) {
+  if (discarded.damaged()) return SetCheckpointAside{discarded.folder()};
+  return DeleteCheckpoint{discarded.folder(), discarded.committed()};
+}
+
 void Core::Impl::Discard(const Run& run, std::int64_t step, const std::string& folder,
-                         const std::string& reason) {
+                         const std::string& reason, bool damaged) {
   v1::Fact fact;
   v1::CheckpointDiscarded& discarded = *fact.mutable_checkpoint_discarded();
   discarded.set_run_id(run.id());
@@ -320,8 +327,9 @@ void Core::Impl::Discard(const Run& run, std::int64_t step, const std::string& f
   discarded.set_reason(reason);
   const bool committed = run.HasCommitted(folder);
   discarded.set_committed(committed);
+  discarded.set_damaged(damaged);
+  decision_.effects.push_back(RemovalOf(discarded));
   Emit(std::move(fact));
-  decision_.effects.push_back(DeleteCheckpoint{folder, committed});
 }
 
 void Core::Impl::OnFinished(NodeId node, const v1::RankFinished& finished) {

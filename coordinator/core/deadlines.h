@@ -34,6 +34,11 @@ class DeadlineSet {
     by_key_.erase(it);
   }
 
+  // Every deadline comes so much later.
+  void Postpone(SteadyTime::duration by) {
+    for (const auto& [key, at] : std::map<Key, SteadyTime>(by_key_)) Set(key, at + by);
+  }
+
   // Of one key; nullopt: it has none.
   std::optional<SteadyTime> At(const Key& key) const {
     const auto it = by_key_.find(key);

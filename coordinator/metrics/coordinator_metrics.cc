@@ -71,14 +71,14 @@ struct CoordinatorMetrics::Impl {
       Make(BuildCounter(), registry, "paceline_failures_total",
            "What went wrong, of all runs, by what it befell and by its cause.");
   std::map<v1::FailureCause, Counter*> failures_by_cause = {
-      {v1::FAILURE_CAUSE_WORKER_EXIT, Failure("rank", v1::FAILURE_CAUSE_WORKER_EXIT)},
-      {v1::FAILURE_CAUSE_WORKER_ERROR, Failure("rank", v1::FAILURE_CAUSE_WORKER_ERROR)},
-      {v1::FAILURE_CAUSE_STALL, Failure("rank", v1::FAILURE_CAUSE_STALL)},
-      {v1::FAILURE_CAUSE_CORRUPT_STATE, Failure("rank", v1::FAILURE_CAUSE_CORRUPT_STATE)},
-      {v1::FAILURE_CAUSE_NODE_LOST, Failure("node", v1::FAILURE_CAUSE_NODE_LOST)},
-      {v1::FAILURE_CAUSE_PEER_LOST, Failure("run", v1::FAILURE_CAUSE_PEER_LOST)},
-      {v1::FAILURE_CAUSE_CHECKPOINT, Failure("run", v1::FAILURE_CAUSE_CHECKPOINT)},
-      {v1::FAILURE_CAUSE_REPLICAS_DIFFER, Failure("run", v1::FAILURE_CAUSE_REPLICAS_DIFFER)},
+      {v1::FAILURE_CAUSE_WORKER_EXIT, Failure(v1::FAILURE_CAUSE_WORKER_EXIT)},
+      {v1::FAILURE_CAUSE_WORKER_ERROR, Failure(v1::FAILURE_CAUSE_WORKER_ERROR)},
+      {v1::FAILURE_CAUSE_STALL, Failure(v1::FAILURE_CAUSE_STALL)},
+      {v1::FAILURE_CAUSE_CORRUPT_STATE, Failure(v1::FAILURE_CAUSE_CORRUPT_STATE)},
+      {v1::FAILURE_CAUSE_NODE_LOST, Failure(v1::FAILURE_CAUSE_NODE_LOST)},
+      {v1::FAILURE_CAUSE_PEER_LOST, Failure(v1::FAILURE_CAUSE_PEER_LOST)},
+      {v1::FAILURE_CAUSE_CHECKPOINT, Failure(v1::FAILURE_CAUSE_CHECKPOINT)},
+      {v1::FAILURE_CAUSE_REPLICAS_DIFFER, Failure(v1::FAILURE_CAUSE_REPLICAS_DIFFER)},
   };
   Counter& failed_tests = failures.Add({{"scope", "node"}, {"cause", "self_test"}});
   Family<Histogram>& recovery =
@@ -115,8 +115,8 @@ struct CoordinatorMetrics::Impl {
            "When the run's latest checkpoint was committed, since the Unix epoch.");
   std::map<std::string, Gauge*> commit_time_of_run;  // of runs that have not ended
 
-  Counter* Failure(const char* scope, v1::FailureCause cause) {
-    return &failures.Add({{"scope", scope}, {"cause", CauseName(cause)}});
+  Counter* Failure(v1::FailureCause cause) {
+    return &failures.Add({{"scope", ScopeName(cause)}, {"cause", CauseName(cause)}});
   }
 };
 

@@ -232,14 +232,21 @@ void Loop::Carry(const core::Effect& effect) {
             });
           },
           [&](const core::PublishManifest& publish) {
-            // A failure leaves the pending manifest, which the next start publishes.
             parts_.files.Enqueue([this, folder = publish.folder] {
-              LogFailure(Fenced([&] { return PublishManifest(folder); }));
+              const absl::Status status = Fenced([&] { return PublishManifest(folder); });
+              LogFailure(status);
+              const bool over = absl::IsNotFound(status) || absl::IsFailedPrecondition(status);
+              if (!status.ok() && !over) Post(core::PublishFailed{folder});
             });
           },
           [&](const core::DeleteCheckpoint& remove) {
             parts_.files.Enqueue([this, remove] {
               LogFailure(Fenced([&] { return DeleteCheckpoint(remove.folder, remove.committed); }));
+            });
+          },
+          [&](const core::SetCheckpointAside& aside) {
+            parts_.files.Enqueue([this, folder = aside.folder] {
+              LogFailure(Fenced([&] { return SetCheckpointAside(folder); }));
             });
           },
           [&](const core::SweepCheckpoints& sweep) {

@@ -26,6 +26,16 @@ absl::Status RemoveFile(const std::string& path) {
   return ErrnoStatus(errno, absl::StrCat("removing ", path));
 }
 
+// Before it is removed or renamed.
+absl::Status CheckName(const std::string& folder) {
+  const std::filesystem::path path(folder);
+  if (path.is_absolute() && ParseCheckpointFolderName(path.filename().string())) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("not touching ", folder, ": its name is not that of a checkpoint"));
+}
+
 bool HoldsManifest(const std::string& folder) {
   return ::access(absl::StrCat(folder, "/", kManifest).c_str(), F_OK) == 0;
 }
@@ -66,11 +76,7 @@ absl::Status PublishManifest(const std::string& folder) {
 }
 
 absl::Status DeleteCheckpoint(const std::string& folder, bool committed) {
-  const std::filesystem::path path(folder);
-  if (!path.is_absolute() || !ParseCheckpointFolderName(path.filename().string())) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("not deleting ", folder, ": its name is not that of a checkpoint"));
-  }
+  RETURN_IF_ERROR(CheckName(folder));
   if (!committed && HoldsManifest(folder)) {
     return absl::FailedPreconditionError(absl::StrCat(
         "not deleting ", folder, ": it was to be discarded uncommitted, but holds a ", kManifest));
@@ -81,9 +87,20 @@ absl::Status DeleteCheckpoint(const std::string& folder, bool committed) {
     return absl::IsNotFound(synced) ? absl::OkStatus() : synced;
   }
   std::error_code error;
-  std::filesystem::remove_all(path, error);
+  std::filesystem::remove_all(folder, error);
   if (error) return ErrnoStatus(error.value(), absl::StrCat("removing ", folder));
   return absl::OkStatus();
+}
+
+absl::Status SetCheckpointAside(const std::string& folder) {
+  RETURN_IF_ERROR(CheckName(folder));
+  const std::string aside = absl::StrCat(folder, kSetAside);
+  if (std::rename(folder.c_str(), aside.c_str()) == 0) {
+    return SyncFolder(std::filesystem::path(folder).parent_path().string());
+  }
+  const int error = errno;
+  if (error == ENOENT) return absl::OkStatus();
+  return ErrnoStatus(error, absl::StrCat("renaming ", folder, " to ", aside));
 }
 
 absl::Status SweepCheckpoints(const storage::EpochFence& fence, const std::string& dir,

@@ -31,6 +31,10 @@ absl::Status PublishManifest(const std::string& folder);
 // kFailedPrecondition: it holds a manifest.json, which one that is not `committed` cannot.
 absl::Status DeleteCheckpoint(const std::string& folder, bool committed);
 
+// Renames the checkpoint to FOLDER.damaged, which nothing takes for a checkpoint. Gone already: OK.
+// kInvalidArgument: the folder's name is not that of a checkpoint.
+absl::Status SetCheckpointAside(const std::string& folder);
+
 // Removes what former coordinators have left half written in the checkpoints of `dir`, and the
 // checkpoints of generations up to `last_generation` that are not among the
 // folders `known`: no generation writes them any more and nobody will commit them. One that holds a

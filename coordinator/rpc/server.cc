@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/address.h"
+#include "common/timeouts.h"
 #include "common/token.h"
 #include "coordinator/rpc/agent_service.h"
 #include "coordinator/rpc/runs_service.h"
@@ -21,7 +22,6 @@ namespace {
 
 constexpr int kMessageBytesMax = 64 << 20;  // a checkpoint part names every slice it holds
 constexpr int kMetadataBytesMax = 16 << 10;
-constexpr int kKeepaliveMs = 20'000;
 constexpr int kPingIntervalMinMs = 1000;
 constexpr std::chrono::seconds kSessionsEndLimit{3};
 constexpr std::chrono::milliseconds kShutdownLimit{200};
@@ -92,8 +92,8 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const std::string& a
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMetadataBytesMax);
   // Two coordinators on one port would each get half of the calls.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, static_cast<int>(kKeepalive.count()));
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, static_cast<int>(kKeepalive.count()));
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
                              kPingIntervalMinMs);
   // Reflection alone is served by synchronous threads.

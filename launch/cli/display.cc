@@ -144,18 +144,16 @@ ProgressReporter::Lines ProgressReporter::Update(const v1::RunStatus& status, do
     checkpoint_step_ = status.checkpoint_step();
     printed_step_ = status.step().step();
     printed_seconds_ = seconds;
-    generation_ = status.generation();
+    recoveries_ = status.recoveries();
     first_ = false;
   }
-  if (status.generation() > generation_) {
-    if (generation_ > 0 && status.recoveries() > 0) {
-      const std::string failure = FailureText(status);
-      if (!failure.empty()) lines.events.push_back("failure: " + failure);
-      lines.events.push_back("recovery: generation " + std::to_string(status.generation()) +
-                             " goes on; " + FormatNumberOf(status.lost_steps(), "step") +
-                             " lost in the run so far");
-    }
-    generation_ = status.generation();
+  if (status.recoveries() > recoveries_) {
+    recoveries_ = status.recoveries();
+    const std::string failure = FailureText(status);
+    if (!failure.empty()) lines.events.push_back("failure: " + failure);
+    lines.events.push_back("recovery: generation " + std::to_string(status.generation()) +
+                           " goes on; " + FormatNumberOf(status.lost_steps(), "step") +
+                           " lost in the run so far");
   }
   if (status.state() != state_ || (status.reason() != reason_ && !HasEnded(status.state()))) {
     state_ = status.state();

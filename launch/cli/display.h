@@ -72,7 +72,7 @@ class ProgressReporter {
   RateWindow rate_;
   v1::RunState state_ = v1::RUN_STATE_UNSPECIFIED;
   std::string reason_;
-  std::uint64_t generation_ = 0;
+  std::int64_t recoveries_ = 0;
   std::int64_t eval_step_ = 0;
   std::int64_t checkpoint_step_ = 0;
   bool first_ = true;

@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <cstdio>
-#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <optional>
@@ -11,8 +10,8 @@
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
 #include "common/status.h"
-#include "coordinator/storage/history.h"
 #include "launch/cli/run_events.h"
+#include "launch/cli/run_history.h"
 #include "launch/cli/status_json.h"
 #include "launch/cli/verb.h"
 
@@ -25,43 +24,6 @@ struct Options : CommonOptions {
   bool all = false;
   std::int64_t last = 0;  // 0: all
 };
-
-struct Found {
-  RunEvents events;
-  storage::HistoryRead read;
-  absl::Status damage;  // where the reading ended early
-};
-
-absl::StatusOr<Found> ReadEvents(const RunFolder& folder) {
-  std::error_code error;
-  if (!std::filesystem::is_directory(folder.CoordinatorState(), error)) {
-    return absl::NotFoundError("run " + folder.run_id +
-                               " has no journal: it was never submitted to a coordinator");
-  }
-  Found found{RunEvents(folder.run_id), {}, {}};
-  const absl::StatusOr<storage::HistoryRead> read = storage::ReadHistory(
-      folder.CoordinatorState(),
-      [&found](const v1::StateSnapshot& snapshot) {
-        found.events.Take(snapshot);
-        return absl::OkStatus();
-      },
-      [&found](const v1::Fact& fact) {
-        found.events.Take(fact);
-        return absl::OkStatus();
-      });
-  if (read.ok()) {
-    found.read = *read;
-  } else if (absl::IsDataLoss(read.status())) {
-    found.damage = Annotate(read.status(), "the journal of run " + folder.run_id);
-  } else {
-    return Annotate(read.status(), "the journal of run " + folder.run_id);
-  }
-  if (!found.events.known() && found.damage.ok()) {
-    return absl::NotFoundError("the journal in " + folder.CoordinatorState() +
-                               " says nothing of run " + folder.run_id);
-  }
-  return found;
-}
 
 nlohmann::json ToJson(const RunEvent& event) {
   nlohmann::json json = {{"index", event.index},
@@ -84,10 +46,9 @@ absl::StatusOr<ExitCode> RunEventsVerb(const Options& options) {
     }
   }
   ASSIGN_OR_RETURN(const RunFolder folder, FindRunFolder(options.run_dir, options.run));
-  ASSIGN_OR_RETURN(const Found found, ReadEvents(folder));
-  if (options.json) RETURN_IF_ERROR(found.damage);
-  const bool whole = found.read.first_index == 1 || found.events.whole();
-  std::vector<RunEvent> events = found.events.Events();
+  ASSIGN_OR_RETURN(const RunHistory history, ReadRunHistory(folder));
+  if (options.json) RETURN_IF_ERROR(history.damage);
+  std::vector<RunEvent> events = history.events.Events();
   if (!options.all) std::erase_if(events, [](const RunEvent& event) { return event.routine; });
   const std::size_t all = events.size();
   if (since_ms) {
@@ -101,13 +62,13 @@ absl::StatusOr<ExitCode> RunEventsVerb(const Options& options) {
     nlohmann::json list = nlohmann::json::array();
     for (const RunEvent& event : events) list.push_back(ToJson(event));
     PrintJson({{"run_id", folder.run_id},
-               {"history_complete", whole},
-               {"first_fact", found.read.first_index},
+               {"history_complete", history.whole()},
+               {"first_fact", history.first_fact},
                {"events", std::move(list)}});
     return ExitCode::kDone;
   }
-  if (found.damage.ok() && !whole && events.size() == all) {
-    std::cerr << absl::StrCat("the journal begins with fact ", found.read.first_index,
+  if (history.damage.ok() && !history.whole() && events.size() == all) {
+    std::cerr << absl::StrCat("the journal begins with fact ", history.first_fact,
                               ": what happened before was removed to keep its history within its "
                               "limit\n");
   }
@@ -115,7 +76,7 @@ absl::StatusOr<ExitCode> RunEventsVerb(const Options& options) {
     std::printf("%s  %s\n", FormatLocalTime(event.at_ms).c_str(), event.text.c_str());
   }
   std::fflush(stdout);
-  RETURN_IF_ERROR(found.damage);
+  RETURN_IF_ERROR(history.damage);
   return ExitCode::kDone;
 }
 

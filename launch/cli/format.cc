@@ -78,6 +78,15 @@ std::string FormatShare(double part, double whole) {
   return Printed("%.0f %%", 100 * part / whole);
 }
 
+std::string FormatOneLine(std::string text, std::size_t bytes_max) {
+  std::replace(text.begin(), text.end(), '\n', ' ');
+  if (bytes_max == 0 || text.size() <= bytes_max) return text;
+  std::size_t end = std::max<std::size_t>(bytes_max, 3) - 3;
+  // 10xxxxxx: a byte within a character of UTF-8.
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
+  return text.substr(0, end) + "...";
+}
+
 std::string FormatTable(const std::vector<TableRow>& rows) {
   std::vector<std::size_t> widths(rows.empty() ? 0 : rows.front().size(), 0);
   for (const TableRow& row : rows) {

@@ -1,7 +1,8 @@
-// Numbers as people read them.
+// Numbers, times, texts and tables as people read them.
 // Threading: pure functions.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -25,6 +26,10 @@ std::string FormatMoney(double amount, const std::string& currency);
 
 // "91 %"; "?" when the whole is not positive.
 std::string FormatShare(double part, double whole);
+
+// Text of several lines on one; what is longer than `bytes_max` (0: any length) is cut and ends in
+// "...", between two characters.
+std::string FormatOneLine(std::string text, std::size_t bytes_max = 0);
 
 using TableRow = std::vector<std::string>;
 // Lines of columns that begin alike; every row has as many cells as the first.

@@ -1,8 +1,10 @@
 // Writes a run's lines: on a terminal the newest progress stays on the last line and is written
-// over; elsewhere every line is plain.
+// over; elsewhere every line is plain. Whoever watches the run must not stop for a reader that has
+// stopped (a full pipe, Ctrl-S): lines that cannot be written at once are left out and counted.
 // Threading: one thread.
 #pragma once
 
+#include <cstdint>
 #include <cstdio>
 #include <string>
 
@@ -21,11 +23,14 @@ class ProgressOutput {
   void Finish();
 
  private:
+  // Whether a short line can be written without waiting; says then what was left out before.
+  bool CanWrite();
   void Erase();
   void Draw();
 
   std::FILE* stream_;
   bool is_terminal_;
+  std::int64_t left_out_ = 0;  // events
   std::string progress_;
   std::string short_progress_;
 };

@@ -17,12 +17,6 @@ namespace {
 
 using nlohmann::json;
 
-// Errors of workers may have several lines; an event has one.
-std::string OneLine(std::string text) {
-  std::replace(text.begin(), text.end(), '\n', ' ');
-  return text;
-}
-
 std::string NameOf(const std::string& folder) {
   return std::filesystem::path(folder).filename().string();
 }
@@ -42,7 +36,8 @@ void RunEvents::Add(const v1::Fact& fact, std::string kind, std::string text, js
   taken_.push_back({{.index = fact.index(),
                      .at_ms = fact.at_ms(),
                      .kind = std::move(kind),
-                     .text = OneLine(std::move(text)),
+                     // Errors of workers may have several lines; an event has one.
+                     .text = FormatOneLine(std::move(text)),
                      .fields = std::move(fields)},
                     std::nullopt});
 }
@@ -357,6 +352,7 @@ void RunEvents::OnEnded(const v1::Fact& fact) {
                  {"reason", ended.reason()},
                  {"seconds", nullptr},
                  {"cause", nullptr},
+                 {"scope", nullptr},
                  {"culprit", nullptr}};
   std::string text =
       absl::StrCat("generation ", ended.key().generation(), " ended at step ", ended.last_step());
@@ -367,10 +363,11 @@ void RunEvents::OnEnded(const v1::Fact& fact) {
   }
   if (ended.has_failure()) {
     const v1::RankFailed& failure = ended.failure();
-    fields["cause"] = nullptr;  // an older coordinator's
+    // An older coordinator's failures have no cause.
     if (failure.cause() != v1::FAILURE_CAUSE_UNSPECIFIED) {
       std::string cause = CauseName(failure.cause());
       fields["cause"] = cause;
+      fields["scope"] = ScopeName(failure.cause());
       std::replace(cause.begin(), cause.end(), '_', ' ');
       absl::StrAppend(&text, ", ", cause);
     }

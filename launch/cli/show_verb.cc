@@ -1,9 +1,11 @@
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <cstdio>
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "common/run_file.h"
 #include "common/run_state.h"
@@ -12,6 +14,8 @@
 #include "coordinator/core/stragglers.h"
 #include "launch/cli/display.h"
 #include "launch/cli/format.h"
+#include "launch/cli/generations.h"
+#include "launch/cli/run_history.h"
 #include "launch/cli/run_view.h"
 #include "launch/cli/status_json.h"
 #include "launch/cli/summary.h"
@@ -21,6 +25,8 @@
 
 namespace paceline::cli {
 namespace {
+
+constexpr std::size_t kGenerationsShown = 10;
 
 struct Options : CommonOptions {
   std::string run;
@@ -110,6 +116,47 @@ void PrintFailure(const v1::RunStatus& status) {
   }
 }
 
+// What the journal in the run's folder tells of its generations. However little that is, the rest
+// is shown.
+struct Generations {
+  nlohmann::json told = nlohmann::json::array();
+  bool complete = false;
+  std::string error;  // why there are no more of them; empty: all that are left were read
+};
+
+// `again`: once more, where a coordinator cut the journal meanwhile.
+Generations ReadGenerations(const RunFolder& folder, const RunView& view, bool again = true) {
+  if (!view.submitted) return {};  // no journal knows of it
+  const absl::StatusOr<RunHistory> history = ReadRunHistory(folder);
+  if (again && absl::IsAborted(history.status())) return ReadGenerations(folder, view, false);
+  if (!history.ok()) return {.error = std::string(history.status().message())};
+  return {.told = GenerationsOf(history->events.Events()),
+          .complete = history->whole() && history->damage.ok(),
+          .error = std::string(history->damage.message())};
+}
+
+void PrintGenerations(const RunFolder& folder, const RunView& view, const std::string& run_dir) {
+  std::fflush(stdout);  // a long journal takes its time
+  const Generations generations = ReadGenerations(folder, view);
+  const nlohmann::json& told = generations.told;
+  if (told.size() > kGenerationsShown) {
+    std::printf("generations, the newest %zu; %zu older ones are left out, %s has all:\n",
+                kGenerationsShown, told.size() - kGenerationsShown,
+                VerbCommand("events", folder, run_dir).c_str());
+  } else if (!told.empty()) {
+    std::printf("generations:\n");
+  }
+  if (!told.empty()) std::fputs(GenerationTable(told, kGenerationsShown).c_str(), stdout);
+  if (!generations.error.empty()) {
+    std::printf("the journal tells no more of the run's generations: %s\n",
+                generations.error.c_str());
+  } else if (view.submitted && !generations.complete) {
+    std::printf(
+        "what the journal had on the beginning was removed to keep its history within its "
+        "limit\n");
+  }
+}
+
 std::string SecondsText(std::chrono::milliseconds limit) {
   char text[32];
   std::snprintf(text, sizeof text, "%g s", std::chrono::duration<double>(limit).count());
@@ -144,7 +191,13 @@ absl::StatusOr<ExitCode> RunShow(const Options& options) {
   if (options.timeouts) return ShowTimeouts(folder, options.json);
   ASSIGN_OR_RETURN(const RunView view, ViewRun(folder));
   if (options.json) {
-    PrintJson(ToJson(view));
+    Generations generations = ReadGenerations(folder, view);
+    nlohmann::json json = ToJson(view);
+    json["generations"] = std::move(generations.told);
+    json["history_complete"] = generations.complete;
+    json["history_error"] =
+        generations.error.empty() ? nlohmann::json(nullptr) : nlohmann::json(generations.error);
+    PrintJson(json);
     return ExitCode::kDone;
   }
   const v1::RunStatus& status = view.status;
@@ -164,6 +217,7 @@ absl::StatusOr<ExitCode> RunShow(const Options& options) {
   PrintNodesAndRanks(status);
   PrintCheckpoints(folder, status);
   PrintFailure(status);
+  PrintGenerations(folder, view, options.run_dir);
   if (view.IsInterrupted() ||
       (HasEnded(status.state()) && status.state() != v1::RUN_STATE_COMPLETED &&
        (status.retryable() || status.state() == v1::RUN_STATE_STOPPED))) {
@@ -178,8 +232,8 @@ void AddShowVerb(CLI::App& app, Invocation& invocation) {
   auto options = std::make_shared<Options>();
   Verb verb(app, invocation,
             {.name = "show",
-             .help = "Show a run: state, layout, nodes, ranks, progress, checkpoints, cost, and "
-                     "what a dead rank said last",
+             .help = "Show a run: state, layout, nodes, ranks, progress, checkpoints, cost, what a "
+                     "dead rank said last, and its generations",
              .examples = {"paceline show", "paceline show latest",
                           "paceline show quickstart-2024 -o json", "paceline show --timeouts"}},
             *options);

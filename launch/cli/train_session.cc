@@ -41,6 +41,7 @@ using std::chrono::steady_clock;
 constexpr milliseconds kPollInterval{300};
 constexpr milliseconds kSubmitRetryInterval{100};
 constexpr seconds kStartTimeout{30};
+constexpr seconds kSilence{10};  // of the coordinator, until the user is told
 constexpr seconds kSummaryTimeout{15};
 constexpr seconds kStopTimeout{10};
 // A program that dies over and over is broken, not unlucky: this many ends of it, none of which
@@ -170,6 +171,7 @@ class Session {
   // Until the run has ended. kCancelled: the user wants out at once. Other errors: nobody is
   // left who could finish the run.
   absl::Status Watch() {
+    answered_ = steady_clock::now();
     while (true) {
       if (interrupts_.count() >= 2) return absl::CancelledError("interrupted twice");
       if (interrupts_.count() == 1) AskToStop();
@@ -191,9 +193,15 @@ class Session {
   bool Look() {
     absl::StatusOr<v1::RunStatus> status = client_->GetRun(request_.folder.run_id);
     if (!status.ok()) {
-      if (cluster_->FindNextCoordinator()) SayWhoLeads();
+      if (cluster_->FindNextCoordinator()) {
+        SayWhoLeads();
+      } else {
+        SayThatNobodyLeads();
+      }
       return false;
     }
+    answered_ = steady_clock::now();
+    told_of_silence_ = false;
     view_ = {.status = *std::move(status), .live = true};
     output_.Show(reporter_.Update(view_.status, Elapsed()));
     return true;
@@ -204,6 +212,17 @@ class Session {
     output_.Event("the coordinator of epoch " + std::to_string(file.epoch) + " leads (" +
                   file.host + ", process " + std::to_string(file.pid) + ")");
     Connect();
+  }
+
+  // Once, where it does not pass by itself: the coordinator waits for its disk, or was stopped.
+  void SayThatNobodyLeads() {
+    if (told_of_silence_ || steady_clock::now() - answered_ < kSilence) return;
+    told_of_silence_ = true;
+    const CoordinatorFile& file = cluster_->coordinator();
+    output_.Event("no coordinator has answered for " + std::to_string(kSilence.count()) +
+                  " s (the last one was process " + std::to_string(file.pid) + " on " + file.host +
+                  "); workers train on to the end of what they were granted; its log is " +
+                  request_.folder.Logs() + "/" + kCoordinator + ".log");
   }
 
   void AskToStop() {
@@ -229,10 +248,10 @@ class Session {
                               "); its log is " + ended.log_path;
       if (ended.name == kCoordinator) {
         output_.Event(end);
+        RETURN_IF_ERROR(MayLead(ended.exit, end));
         RETURN_IF_ERROR(MayRestart(ended.name, end));
         output_.Event("starting the coordinator again");
-        RETURN_IF_ERROR(cluster_->RestartCoordinator(kStartTimeout));
-        SayWhoLeads();
+        RETURN_IF_ERROR(cluster_->RestartCoordinator());
       } else if (ended.name == kMpirun) {
         ended_job_ = end;
         if (!ended.exit.clean()) output_.Event(end);
@@ -240,6 +259,19 @@ class Session {
         ended_nodes_[ended.name] = {end, ended.exit};
       }
     }
+    return absl::OkStatus();
+  }
+
+  // One that was started again and ended before it led, because of what a person has to look at,
+  // would do so again.
+  absl::Status MayLead(const ProcessExit& exit, const std::string& end) {
+    if (cluster_->FindNextCoordinator()) SayWhoLeads();
+    const auto epoch = cluster_->coordinator().epoch;
+    if (std::exchange(restarted_at_epoch_, epoch) != epoch) return absl::OkStatus();
+    if (exit.exit_code == static_cast<int>(ExitCode::kBadInput)) {
+      return absl::InvalidArgumentError(end);
+    }
+    if (exit.exit_code == static_cast<int>(ExitCode::kBroken)) return absl::DataLossError(end);
     return absl::OkStatus();
   }
 
@@ -314,6 +346,9 @@ class Session {
   const TrainRequest& request_;
   const Timeouts timeouts_;
   const SteadyTime began_ = steady_clock::now();
+  SteadyTime answered_ = began_;  // the coordinator, for the last time
+  std::optional<std::uint64_t> restarted_at_epoch_;
+  bool told_of_silence_ = false;
   Interrupts interrupts_;
   ProgressOutput output_;
   ProgressReporter reporter_{/*plain=*/!output_.is_terminal()};

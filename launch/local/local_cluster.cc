@@ -83,14 +83,10 @@ struct LocalCluster::Impl {
     return WaitForCoordinator(timeout);
   }
 
-  absl::Status RestartCoordinator(milliseconds timeout) {
-    const pid_t ended = children.front().process->pid();
+  absl::Status RestartCoordinator() {
     std::vector<std::string> command = CoordinatorCommand();
     command.push_back("--standby");
-    RETURN_IF_ERROR(StartChild(kCoordinator, std::move(command)));
-    FindNextCoordinator();
-    if (coordinator.pid != ended) return absl::OkStatus();  // Another leads already.
-    return WaitForCoordinator(timeout);
+    return StartChild(kCoordinator, std::move(command));
   }
 
   bool FindNextCoordinator() {
@@ -162,9 +158,7 @@ absl::Status LocalCluster::StartNodes() {
   return absl::OkStatus();
 }
 
-absl::Status LocalCluster::RestartCoordinator(milliseconds timeout) {
-  return impl_->RestartCoordinator(timeout);
-}
+absl::Status LocalCluster::RestartCoordinator() { return impl_->RestartCoordinator(); }
 
 bool LocalCluster::FindNextCoordinator() { return impl_->FindNextCoordinator(); }
 

@@ -61,10 +61,10 @@ class LocalCluster {
   // The agents, or the job that brings its own.
   absl::Status StartNodes();
 
-  // A coordinator that ended is started again on its state, as a standby: it leads the next epoch,
-  // unless another that stood by was faster, and then waits for that one's end. Either is what
-  // coordinator() tells afterwards; agents find it by themselves.
-  absl::Status RestartCoordinator(std::chrono::milliseconds timeout);
+  // A coordinator that ended is started again on its state, as a standby: it leads the next epoch
+  // as soon as it can, unless another that stood by was faster, and then waits for that one's end.
+  // Either is what FindNextCoordinator finds; agents find it by themselves.
+  absl::Status RestartCoordinator();
   // Whether coordinator.json tells of a later epoch than coordinator() did; takes it up.
   bool FindNextCoordinator();
   // An agent that ended is started again, as a new incarnation of the node `name`.

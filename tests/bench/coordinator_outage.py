@@ -9,6 +9,7 @@ usage: coordinator_outage.py --bin build/bin --run-file FILE [--kills N] [--set 
 """
 import argparse
 import json
+import math
 import os
 import pathlib
 import re
@@ -105,7 +106,7 @@ class Outages:
 
 def row(name, values, unit):
     values = sorted(values)
-    p95 = values[min(len(values) - 1, int(0.95 * len(values)))]
+    p95 = values[math.ceil(0.95 * len(values)) - 1]
     print(f"| {name} | {statistics.median(values):.3f} {unit} | {p95:.3f} {unit} |")
 
 

@@ -30,6 +30,7 @@ import argparse
 import collections
 import datetime
 import json
+import math
 import os
 import pathlib
 import random
@@ -316,7 +317,7 @@ def measure(kind, arguments, what, kills, chance):
 
 def row(name, values):
     values = sorted(values)
-    p95 = values[min(len(values) - 1, int(0.95 * len(values)))]
+    p95 = values[math.ceil(0.95 * len(values)) - 1]
     print(f"| {name} | {len(values)} | {statistics.median(values):.3f} s | {p95:.3f} s | "
           f"{values[0]:.3f} to {values[-1]:.3f} s |", flush=True)
 

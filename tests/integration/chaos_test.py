@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
 """Eight workers in four agents train while a seeded script breaks what can break: it kills workers,
-agents and the coordinator, stops processes, cuts every link, fills the checkpoint disk and flips
+agents and the coordinator, stops processes, cuts nodes' links, fills the checkpoint disk and flips
 bits in checkpoints. The run must end by itself with the losses of a run that nothing happened to.
 
-The run lives in a network name space of its own, whose loopback is what the script cuts, with its
-checkpoints on a small file system of its own: both need root, and without it those acts are left
-out, and said to be.
+Each node is in a network name space of its own (node_links.py), and the checkpoints are on a small
+file system of their own: both need root, and without it those acts are left out, and said to be.
 
 usage: chaos_test.py BIN-FOLDER SOURCE-FOLDER [--seconds N] [--seed N] [--only ACT,ACT]
 """
@@ -21,10 +20,11 @@ import unittest
 
 sys.dont_write_bytecode = True
 sys.argv, OWN_ARGUMENTS = sys.argv[:3], sys.argv[3:]
+import node_links
 import real_runs  # takes the first two arguments
 
 BUDGET_MS = 2000
-STEPS_A_SECOND = 80  # about what two cores do of this model; the run may well outlive the script
+STEPS_A_SECOND = 90  # about what two cores do of this model; the run may well outlive the script
 CHECKPOINT_DISK_MIB = 24
 SETTINGS = ("--set", "launch.nodes=4", "--set", "launch.min_nodes=4", "--set",
             "layout.pipeline=2", "--set", "layout.expert=2", "--set",
@@ -44,11 +44,11 @@ def signal_quietly(pid, number):
 class Disturbance:
     """What is done to a run: each method is an act, with what it takes back by itself later."""
 
-    def __init__(self, case, run, source, with_network, checkpoints):
+    def __init__(self, case, run, source, links, checkpoints):
         self.case = case
         self.run = run
         self.source = source
-        self.with_network = with_network
+        self.links = links
         self.checkpoints = checkpoints
         self.undo = []  # (when, what), to take back
 
@@ -105,23 +105,14 @@ class Disturbance:
     def stop_coordinator(self):
         return self.stop("paceline-coordinator", self.source.uniform(0.5, 2.5) * BUDGET_MS / 1000)
 
-    def set_loopback(self, state):
-        for pid in self.pids("paceline-coordinator") or self.pids("paceline-agent"):
-            done = subprocess.run(["nsenter", "-t", str(pid), "-n", "ip", "link", "set", "lo", state],
-                                  stderr=subprocess.DEVNULL, timeout=real_runs.DEADLINE_S)
-            if done.returncode == 0:
-                return True
-        return False
-
     def cut_links(self):
-        if not self.with_network or not self.set_loopback("down"):
+        if self.links is None:
             return False
-        seconds = self.source.uniform(0.3, 1.5) * BUDGET_MS / 1000
-
-        def repair():
-            real_runs.wait_until(lambda: self.run.process.poll() is not None or
-                                 self.set_loopback("up"), "the link to be repaired")
-        self.later(seconds, repair)
+        names = self.links.names
+        for name in self.source.sample(names, self.source.randint(1, len(names))):
+            self.links.set_link(name, "down")
+            self.later(self.source.uniform(0.3, 1.5) * BUDGET_MS / 1000,
+                       lambda name=name: self.links.set_link(name, "up"))
         return True
 
     def fill_disk(self):
@@ -177,16 +168,8 @@ class ChaosTest(real_runs.RealRunTest):
         else:
             print("no file system of its own can be mounted: fill_disk is left out")
 
-    def start(self, steps, with_network, *extra):
-        """The run, in a network name space of its own where that can be had."""
-        def enter_network():
-            libc = __import__("ctypes").CDLL(None, use_errno=True)
-            if libc.unshare(0x40000000) != 0:  # CLONE_NEWNET
-                raise OSError("unshare")
-            subprocess.run(["ip", "link", "set", "lo", "up"], check=True,
-                           timeout=real_runs.DEADLINE_S)
-        return real_runs.Run(self, "--set", f"train.steps={steps}", *SETTINGS, *extra,
-                             preexec_fn=enter_network if with_network else None)
+    def start(self, steps, *extra, links=None):
+        return real_runs.Run(self, "--set", f"train.steps={steps}", *SETTINGS, *extra, links=links)
 
     def test_losses_are_those_of_a_run_that_nothing_happened_to(self):
         arguments = self.arguments
@@ -194,16 +177,17 @@ class ChaosTest(real_runs.RealRunTest):
         real_runs.DEADLINE_S = 120 + 4 * arguments.seconds
         source = random.Random(arguments.seed)
         print(f"seed {arguments.seed}, {steps} steps, disturbed for {arguments.seconds} s")
-        with_network = subprocess.run(["unshare", "-n", "true"], stderr=subprocess.DEVNULL,
-                                      timeout=real_runs.DEADLINE_S).returncode == 0
-        if not with_network:
+        links = None
+        if node_links.can_be_made():
+            links = node_links.NodeLinks(self, 4, real_runs.BIN, self.folder / "runs")
+        else:
             print("no network name space can be made: cut_links is left out")
         self.assertEqual(set(arguments.only) - set(ACTS), set(), f"acts are {', '.join(ACTS)}")
 
-        run = self.start(steps, with_network, "--set", f"checkpoint.dir={self.checkpoints}")
+        run = self.start(steps, "--set", f"checkpoint.dir={self.checkpoints}", links=links)
         run.wait_for_step(10)
         begin = time.monotonic()
-        disturbance = Disturbance(self, run, source, with_network, self.checkpoints)
+        disturbance = Disturbance(self, run, source, links, self.checkpoints)
         done = dict.fromkeys(ACTS, 0)
         next_act = begin
         while time.monotonic() < begin + arguments.seconds and run.process.poll() is None:
@@ -231,7 +215,7 @@ class ChaosTest(real_runs.RealRunTest):
         self.assertEqual({line["tokens"] // line["step"] for line in lines}, {8 * 32})
         self.assert_audit_holds(run)
 
-        whole = self.start(steps, with_network=False)
+        whole = self.start(steps)
         self.assertEqual(whole.wait(), 0, whole.log())
         self.assertEqual(real_runs.losses(run.folder / "steps.jsonl"),
                          real_runs.losses(whole.folder / "steps.jsonl"))

@@ -221,6 +221,28 @@ TEST_F(CliTest, PlanCountsOneAsOne) {
   EXPECT_THAT(Run({"plan", "tiny.toml"}).out, HasSubstr("1 rank on 1 node of 1 slot, in order"));
 }
 
+// Of a cluster of nodes of 8 slots.
+TEST_F(CliTest, PlanTakesThePartOfTheClusterThatIsAskedFor) {
+  const std::string recipes = std::string(std::getenv("PACELINE_SOURCE_DIR")) + "/launch/recipes/";
+  std::vector<std::string> plan = {"plan",      "tiny.toml",
+                                   "--cluster", recipes + "clusters/h100-8x8.toml",
+                                   "--set",     "launch.nodes=2",
+                                   "--set",     "launch.slots_per_node=2",
+                                   "--set",     "train.global_batch_size=8",
+                                   "-o",        "json"};
+  for (const bool choose : {false, true}) {
+    if (choose) plan.push_back("--choose");
+    const Output output = Run(plan);
+    ASSERT_EQ(output.code, 0) << output.err;
+    const nlohmann::json placement = nlohmann::json::parse(output.out).at("placement");
+    ASSERT_EQ(placement.size(), 4u);
+    for (std::size_t rank = 0; rank < 4; ++rank) {
+      EXPECT_EQ(placement[rank].at("node"), "node-" + std::to_string(rank / 2));
+      EXPECT_EQ(placement[rank].at("slot"), rank % 2);
+    }
+  }
+}
+
 TEST_F(CliTest, LogsAreOneJsonObject) {
   std::filesystem::create_directories(folder_.path() / "runs/tiny-1/logs");
   WriteWhole(folder_ / "runs/tiny-1/run.toml", kRunFile);

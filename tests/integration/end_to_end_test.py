@@ -24,7 +24,7 @@ class EndToEndTest(RealRunTest):
     def test_a_run_completes_and_accounts_for_itself(self):
         # Steps long enough that no checkpoint is left out for the one before.
         run = self.run_to_end("-o", "json", "--set", "train.sequence_length=128")
-        printed = json.loads(run.process.stdout.read())
+        printed = json.loads(run.output())
         summary = json.loads((run.folder / "summary.json").read_text())
         for key in ("run_id", "state", "steps", "tokens", "loss", "valid_loss",
                     "tokens_per_second", "generations", "recoveries", "lost_steps", "lost_tokens",
@@ -149,7 +149,7 @@ class EndToEndTest(RealRunTest):
         # What the others held in memory was taken up: the step under way is lost, at most.
         self.assertLessEqual(summary["lost_steps"], 1)
         self.assertEqual(summary["lost_steps"], len(run.steps()) - 400)
-        self.assertRegex(run.process.stdout.read(), r"failure: rank \d.*signal 9")
+        self.assertRegex(run.output(), r"failure: rank \d.*signal 9")
 
     def test_a_warm_worker_takes_a_dead_ones_slot(self):
         steps = ("--set", "train.steps=1500", "--set", "train.eval_interval_steps=0")
@@ -278,13 +278,14 @@ class EndToEndTest(RealRunTest):
         self.assertEqual(shown.returncode, 0, shown.stderr)
         self.assertRegex(shown.stdout, r"rank \d")
         self.assertNotIn("alive", shown.stdout)
-        self.assertIn("9", shown.stdout)
+        self.assertRegex(shown.stdout, rf"\n1 .* beginning .* {committed} .* worker exit: "
+                                       r"rank \d on node-\d was ended by SIGKILL")
 
         # With no step left to do it ends at once: no agent is started.
         agent_log = (run.folder / "logs" / "node-0.log").read_text()
         nothing = Run(self, "--set", f"train.steps={committed}", verb=["resume", run.folder.name])
         self.assertEqual(nothing.wait(), 0, run.log())
-        self.assertIn("nothing was left to do", nothing.process.stdout.read())
+        self.assertIn("nothing was left to do", nothing.output())
         self.assertEqual((run.folder / "logs" / "node-0.log").read_text(), agent_log)
 
         resumed = Run(self, "--set", "train.steps=400", verb=["resume", run.folder.name])
@@ -296,6 +297,13 @@ class EndToEndTest(RealRunTest):
         self.assertEqual(summary["lost_steps"], len(run.steps()) - 400)
         self.assertEqual(summary["lost_tokens"], summary["lost_steps"] * 8 * 32)
         self.assertEqual(summary["tokens"], 400 * 8 * 32)
+        shown = paceline("show", run.folder.name, "--run-dir", run.run_dir, "-o", "json",
+                         cwd=self.folder)
+        [first, second] = json.loads(shown.stdout)["generations"]
+        self.assertEqual((first["from"], first["committed_step"]), ("beginning", committed))
+        self.assertEqual((first["cause"], first["culprit"]["signal"]), ("worker_exit", 9))
+        self.assertEqual((second["from"], second["start_step"]), ("checkpoint", committed))
+        self.assertEqual((second["last_step"], second["cause"]), (400, None))
 
     def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(self):
         run = Run(self, "--set", "train.steps=400", "--set", "failure.max_restarts=0")

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""What `paceline events` and `paceline audit` say of real runs, and of their altered folders.
+"""What `paceline events`, `audit` and `show` say of what happened in real runs, and of their altered
+folders.
 
 usage: events_audit_test.py BIN-FOLDER SOURCE-FOLDER [TestCase.test_name ...]
 """
@@ -51,6 +52,11 @@ class EventsAuditTest(real_runs.RealRunTest):
             "its events")
         self.assertIn("generation_started", live)
         self.assertNotIn("run_ended", live)
+        shown = self.ask_json(run, "show")
+        self.assertTrue(shown["live"])
+        [generation] = shown["generations"]
+        self.assertEqual((generation["generation"], generation["ranks"]), (1, 4))
+        self.assertIsNone(generation["ended_at"])
         proven = self.ask_json(run, "audit")
         self.assertGreaterEqual(proven["committed_step"], 10)
         self.assertGreater(proven["granted_until"], proven["committed_step"])
@@ -60,6 +66,7 @@ class EventsAuditTest(real_runs.RealRunTest):
             resumed = real_runs.Run(self, verb=["resume", run.folder.name])
             self.assertEqual(resumed.wait(), 0, run.log())
         self.check_events(run)
+        self.check_generations(run)
         self.check_audit(run)
         self.check_alterations(run)
 
@@ -109,6 +116,44 @@ class EventsAuditTest(real_runs.RealRunTest):
         self.assertEqual(wrong.returncode, 2)
         self.assertIn("--since lunch: give 90s", wrong.stderr)
 
+    def check_generations(self, run):
+        """`show` tells them as the events do."""
+        shown = self.ask_json(run, "show")
+        self.assertTrue(shown["history_complete"])
+        self.assertIsNone(shown["history_error"])
+        [first, second] = shown["generations"]
+        events = self.ask_json(run, "events")["events"]
+        ended = [event for event in events if event["event"] == "generation_ended"]
+        started = [event for event in events if event["event"] == "generation_started"]
+        for generation, begin, end in zip((first, second), started, ended):
+            self.assertEqual(generation["generation"], begin["generation"])
+            self.assertEqual(generation["layout"], begin["layout"])
+            self.assertEqual((generation["ranks"], sorted(generation["nodes"])),
+                             (4, ["node-0", "node-1"]))
+            self.assertEqual(generation["start_step"], begin["start_step"])
+            self.assertEqual(generation["started_at"], begin["at"])
+            self.assertEqual(generation["ended_at"], end["at"])
+            for key in ("last_step", "seconds", "cause", "scope", "culprit"):
+                self.assertEqual(generation[key], end[key], key)
+            self.assertEqual(generation["end_reason"], end["reason"])
+        self.assertEqual(first["from"], "beginning")
+        self.assertIn(second["from"], ("live", "snapshot", "checkpoint"))
+        self.assertGreaterEqual(first["last_step"], first["committed_step"])
+        self.assertEqual((first["cause"], first["scope"]), ("worker_exit", "rank"))
+        self.assertEqual((second["committed_step"], second["last_step"]), (STEPS, STEPS))
+        self.assertIsNone(second["cause"])
+
+        text = self.ask(run, "show")
+        self.assertEqual((text.returncode, text.stderr), (0, ""))
+        time = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+        self.assertRegex(
+            text.stdout,
+            rf"\ngenerations:\nGENERATION .*WHY\n"
+            rf"1 +{time}  beginning .* pp 1 x dp 4  {first['last_step']} +{first['committed_step']} "
+            rf"+{time}  worker exit: rank \d on {first['culprit']['node']} was ended by SIGKILL.*\n"
+            rf"2 +{time}  step {second['start_step']}, {second['from']}  .*"
+            rf"  all {STEPS} steps are done\n$")
+
     def check_audit(self, run):
         proven = self.ask_json(run, "audit", "--whole")
         self.assertEqual((proven["first_step"], proven["committed_step"]), (0, STEPS))
@@ -140,6 +185,11 @@ class EventsAuditTest(real_runs.RealRunTest):
                 events = self.ask(run, "events")
                 self.assertEqual(events.returncode, 70)
                 self.assertIn(path.name, events.stderr)
+                if path.parent.name == "history":  # which no other part of `show` needs
+                    shown = self.ask_json(run, "show")
+                    self.assertIn(path.name, shown["history_error"])
+                    self.assertFalse(shown["history_complete"])
+                    self.assertIn(path.name, self.ask(run, "show").stdout)
             path.write_bytes(whole)
         away = self.folder / "away"
         middle = written[1]
@@ -179,6 +229,19 @@ class EventsAuditTest(real_runs.RealRunTest):
         self.assertEqual(told.returncode, 0)
         self.assertIn("what happened before was removed", told.stderr)
         self.assertFalse(self.ask_json(run, "events")["history_complete"])
+        self.assertFalse(self.ask_json(run, "show")["history_complete"])
+
+    def test_a_silent_coordinator_keeps_show_from_nothing_that_the_journal_tells(self):
+        run = real_runs.Run(self, "--set", "train.steps=100000")
+        run.wait_for_step(5)
+        [coordinator] = real_runs.processes_of(self.folder, "paceline-coordinator")
+        os.kill(coordinator, signal.SIGSTOP)
+        try:
+            shown = self.ask_json(run, "show")
+        finally:
+            os.kill(coordinator, signal.SIGCONT)
+        self.assertFalse(shown["live"])
+        self.assertEqual([told["from"] for told in shown["generations"]], ["beginning"])
 
     def test_a_run_without_a_journal_is_named(self):
         run = self.run_to_end("--set", "train.steps=2", "--set", "train.warmup_steps=1")

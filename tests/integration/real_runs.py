@@ -120,25 +120,27 @@ def warm_workers_of(folder):
 
 
 class Run:
-    """A run in the background."""
+    """A run in the background. links: a NodeLinks, whose nodes it shall have."""
 
-    def __init__(self, case, *extra, file="run.toml", verb=None, preexec_fn=None):
+    def __init__(self, case, *extra, file="run.toml", verb=None, preexec_fn=None,
+                 links=None):
         self.case = case
         self.run_dir = case.folder / "runs"
         self.before = set(self.run_dir.glob("*")) if self.run_dir.exists() else set()
+        self.stdout = tempfile.TemporaryFile("w+", encoding="utf-8")
         self.stderr = open(case.folder / "stderr.txt", "a+", encoding="utf-8")
         command = verb or ["run", file]
         self.process = subprocess.Popen(
-            [BIN / "paceline", *map(str, command), "--run-dir", self.run_dir, *map(str, extra)],
-            cwd=case.folder, stdout=subprocess.PIPE, stderr=self.stderr, text=True,
-            preexec_fn=preexec_fn)
+            [(links.bin if links else BIN) / "paceline", *map(str, command), "--run-dir",
+             self.run_dir, *map(str, extra)],
+            cwd=case.folder, stdout=self.stdout, stderr=self.stderr, preexec_fn=links.enter_hub if links else preexec_fn)
         case.addCleanup(self.end)
 
     def end(self):
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(DEADLINE_S)
-        self.process.stdout.close()
+        self.stdout.close()
         self.stderr.close()
         if "folder" in self.__dict__:  # of a run that was killed as a whole
             shutil.rmtree(SNAPSHOTS / self.folder.name, ignore_errors=True)
@@ -165,6 +167,10 @@ class Run:
     def wait(self):
         self.process.wait(DEADLINE_S)
         return self.process.returncode
+
+    def output(self):
+        self.stdout.seek(0)
+        return self.stdout.read()
 
     def log(self):
         self.stderr.flush()

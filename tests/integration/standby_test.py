@@ -109,7 +109,7 @@ class StandbyTest(real_runs.RealRunTest):
         self.wait_for_take_over(run, agents, "killed leader", time.monotonic())
         os.kill(run.process.pid, signal.SIGCONT)
         self.check_whole(run)
-        self.assertIn("the coordinator of epoch 2 leads", run.process.stdout.read())
+        self.assertIn("the coordinator of epoch 2 leads", run.output())
 
     def test_a_stopped_leader_is_replaced_and_ends_when_it_goes_on(self):
         run = self.start()
@@ -124,7 +124,7 @@ class StandbyTest(real_runs.RealRunTest):
         real_runs.wait_until(lambda: message in log.read_text(), "the former leader's last word")
         self.assertEqual(self.coordinator(run)["epoch"], 2)
         self.check_whole(run)
-        self.assertRegex(run.process.stdout.read(), r"coordinator ended unexpectedly \(exit code 75")
+        self.assertRegex(run.output(), r"coordinator ended unexpectedly \(exit code 75")
         self.assertEqual(sorted(path.name for path in run.folder.rglob("*.draft-*")), [])
 
 

@@ -252,8 +252,9 @@ void Agent::OnStart(const v1::StartGeneration& start) {
 }
 
 void Agent::BecomeReady(const v1::StartGeneration& start) {
+  // With its last checkpoint a run would end.
   const bool damaged =
-      !start.checkpoint().empty() &&
+      !start.checkpoint().empty() && world_.Checkpoints() > 1 &&
       world_.random_.OneIn(world_.options_.starts_per_damage * world_.options_.nodes);
   const std::uint64_t incarnation = incarnation_;
   for (const std::int32_t rank : ranks_) {
@@ -336,6 +337,15 @@ void Agent::EndGeneration(const v1::GenerationKey& key) {
       state.set_rank(what.rank);
       state.set_step(what.step);
     }
+    // The outbox keeps one of a generation. Asked again, an agent tells again what its ranks hold.
+    std::erase_if(unacked_, [&message, &key](const Unacked& unacked) {
+      const v1::GenerationGone& former = unacked.message.gone();
+      const bool same = unacked.message.has_gone() && former.key().run_id() == key.run_id() &&
+                        former.key().generation() == key.generation();
+      if (same && message.gone().held().empty())
+        *message.mutable_gone()->mutable_held() = former.held();
+      return same;
+    });
     Tell(0, std::move(message));
   });
 }

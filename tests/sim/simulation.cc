@@ -90,6 +90,8 @@ Result Simulation::Run() {
       result.trouble = "the committed lineage does not hold every step once";
     } else if (!disk_.published.contains(result.status.checkpoint())) {
       result.trouble = "the last checkpoint's manifest is not in place";
+    } else if (const std::string left = LeftOver(); !left.empty()) {
+      result.trouble = absl::StrCat("parts of a checkpoint without a manifest are left: ", left);
     } else if (!(std::abs(charged - result.status.cost()) <= 1e-9 * (1 + charged))) {
       result.trouble =
           absl::StrCat("charges sum to ", charged, ", the run says ", result.status.cost());
@@ -208,9 +210,15 @@ void Simulation::CarryEffect(const core::Effect& effect) {
           [this, folder = remove->folder, life = coordinator_lives_] {
             if (life == coordinator_lives_ && coordinator_up_) Remove(folder);
           });
+  } else if (const auto* aside = std::get_if<core::SetCheckpointAside>(&effect)) {
+    Remove(aside->folder);
   } else if (const auto* sweep = std::get_if<core::SweepCheckpoints>(&effect)) {
     Sweep(*sweep);
   }
+}
+
+std::size_t Simulation::Checkpoints() const {
+  return coordinator_up_ ? core_->state().runs.at(kRun).checkpoints.size() : 0;
 }
 
 void Simulation::Remove(const std::string& folder) {
@@ -220,6 +228,13 @@ void Simulation::Remove(const std::string& folder) {
   std::erase_if(disk_.parts, [&folder](const auto& entry) { return entry.first.first == folder; });
   disk_.pending.erase(folder);
   disk_.published.erase(folder);
+}
+
+std::string Simulation::LeftOver() const {
+  for (const auto& [where, ranks] : disk_.parts) {
+    if (!disk_.published.contains(where.first)) return where.first;
+  }
+  return "";
 }
 
 void Simulation::Sweep(const core::SweepCheckpoints& sweep) {

@@ -135,6 +135,8 @@ class Simulation {
   Now now() const {
     return {SteadyTime(std::chrono::nanoseconds(clock_)), kWallStartMs + clock_ / 1'000'000};
   }
+  // That stand, as far as the coordinator knows; none while it is away.
+  std::size_t Checkpoints() const;
   void After(std::chrono::microseconds delay, std::function<void()> what);
   std::chrono::microseconds NetworkDelay() {
     return std::chrono::microseconds(random_.Between(50, 5000));
@@ -147,6 +149,8 @@ class Simulation {
   void CarryEffect(const core::Effect& effect);
   void Remove(const std::string& folder);
   void Sweep(const core::SweepCheckpoints& sweep);
+  // A folder with parts and no manifest.json, or "".
+  std::string LeftOver() const;
   void CrashAfter(const core::Decision& decision);
   void ScheduleTick();
   void CheckReplay();

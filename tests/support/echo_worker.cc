@@ -106,9 +106,9 @@ class EchoWorker {
 }  // namespace paceline
 
 int main(int argc, char** argv) {
-  if (argc != 5 || std::strcmp(argv[1], "--agent-socket") != 0 ||
-      std::strcmp(argv[3], "--seat") != 0) {
-    std::fprintf(stderr, "usage: echo_worker --agent-socket PATH --seat N\n");
+  if (argc != 7 || std::strcmp(argv[1], "--agent-socket") != 0 ||
+      std::strcmp(argv[3], "--seat") != 0 || std::strcmp(argv[5], "--address") != 0) {
+    std::fprintf(stderr, "usage: echo_worker --agent-socket PATH --seat N --address IP\n");
     return 2;
   }
   const auto session =

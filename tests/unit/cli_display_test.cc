@@ -1,12 +1,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cmath>
+#include <cstdio>
 #include <limits>
 #include <string>
 
 #include "launch/cli/display.h"
 #include "launch/cli/format.h"
+#include "launch/cli/progress_output.h"
 
 namespace paceline::cli {
 namespace {
@@ -69,6 +72,13 @@ TEST(FormatTest, SmallAmountsOfMoneyDoNotVanish) {
 TEST(FormatTest, ShareOfNothingIsUnknown) {
   EXPECT_EQ(FormatShare(9, 10), "90 %");
   EXPECT_EQ(FormatShare(1, 0), "?");
+}
+
+TEST(FormatTest, LongTextIsCutBetweenCharacters) {
+  EXPECT_EQ(FormatOneLine("a\nb"), "a b");
+  EXPECT_EQ(FormatOneLine("abcdefgh", 8), "abcdefgh");
+  EXPECT_EQ(FormatOneLine("abcdefghi", 8), "abcde...");
+  EXPECT_EQ(FormatOneLine("abcd\u00e9fghi", 8), "abcd...") << "the fifth is of two bytes";
 }
 
 TEST(FormatTest, TimeIsUtc) { EXPECT_EQ(FormatTime(0), "1970-01-01 00:00:00 UTC"); }
@@ -170,6 +180,21 @@ TEST(ProgressReporterTest, EvaluationsCheckpointsAndRecoveriesAreTold) {
                           "far"));
 }
 
+TEST(ProgressReporterTest, AMoveIsNoRecoveryAndARecoveryBeforeTheFirstLookIsTold) {
+  ProgressReporter reporter(/*plain=*/false);
+  v1::RunStatus status;
+  status.set_state(v1::RUN_STATE_WAITING);
+  reporter.Update(status, 0);
+  status = RunningAt(3);
+  status.set_generation(2);
+  status.set_recoveries(1);
+  EXPECT_THAT(
+      reporter.Update(status, 1).events,
+      ElementsAre("recovery: generation 2 goes on; 0 steps lost in the run so far", "running"));
+  status.set_generation(3);  // with nodes that came back
+  EXPECT_THAT(reporter.Update(status, 2).events, IsEmpty());
+}
+
 TEST(ProgressReporterTest, WhatAResumedRunDidBeforeIsNoNews) {
   ProgressReporter reporter(/*plain=*/false);
   v1::RunStatus status = RunningAt(60);
@@ -196,6 +221,27 @@ TEST(ProgressReporterTest, OnATerminalProgressIsNoEvent) {
   const ProgressReporter::Lines lines = reporter.Update(RunningAt(60), 30);
   EXPECT_THAT(lines.events, IsEmpty());
   EXPECT_THAT(lines.progress, HasSubstr("step 60/100"));
+}
+
+// A supervisor that waited for its reader would not start what has died again.
+TEST(ProgressOutputTest, AReaderThatDoesNotReadHoldsNobodyUp) {
+  int ends[2];
+  ASSERT_EQ(::pipe(ends), 0);
+  std::FILE* stream = ::fdopen(ends[1], "w");
+  ProgressOutput output(stream);
+  for (int i = 0; i < 3000; ++i) output.Event("event " + std::to_string(i) + std::string(90, '.'));
+  std::string told(1 << 20, '\0');
+  const ssize_t first = ::read(ends[0], told.data(), told.size());
+  ASSERT_GT(first, 10'000);
+  EXPECT_THAT(told.substr(0, 8), HasSubstr("event 0."));
+  output.Event("the last one");
+  const ssize_t second = ::read(ends[0], told.data(), told.size());
+  ASSERT_GT(second, 0);
+  EXPECT_THAT(told.substr(0, static_cast<std::size_t>(second)),
+              testing::MatchesRegex("\\([0-9]+ lines are left out: nobody read them\\)\nthe last "
+                                    "one\n"));
+  std::fclose(stream);
+  ::close(ends[0]);
 }
 
 }  // namespace

@@ -2,9 +2,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
+#include "launch/cli/generations.h"
 #include "launch/cli/run_events.h"
 
 namespace paceline::cli {
@@ -79,6 +81,19 @@ class Story {
       placement.set_slot(rank % 2);
     }
   }
+  void Committed(std::uint64_t generation, std::int64_t step) {
+    v1::CheckpointCommittedFact& committed = *Next().mutable_checkpoint_committed();
+    SetKey(generation, committed.mutable_key());
+    committed.mutable_position()->set_step(step);
+  }
+  v1::GenerationEnded& Ended(std::uint64_t generation, std::int64_t step,
+                             const std::string& reason) {
+    v1::GenerationEnded& ended = *Next().mutable_generation_ended();
+    SetKey(generation, ended.mutable_key());
+    ended.set_last_step(step);
+    ended.set_reason(reason);
+    return ended;
+  }
   static void SetKey(std::uint64_t generation, v1::GenerationKey* key) {
     key->set_run_id("mine");
     key->set_generation(generation);
@@ -94,6 +109,8 @@ class Story {
     for (const RunEvent& event : Read().Events()) texts.push_back(event.text);
     return texts;
   }
+  nlohmann::json Generations() const { return GenerationsOf(Read().Events()); }
+  v1::Fact& Written() { return facts_.back(); }  // the last one
   RunEvent Last() const { return Read().Events().back(); }
 
  private:
@@ -144,10 +161,8 @@ TEST(RunEventsTest, FailureIsToldWithCauseCulpritAndNode) {
   story.Joined(2, "node-1");
   story.Submitted("mine");
   story.Started(1, 0, "");
-  v1::GenerationEnded& ended = *story.Next().mutable_generation_ended();
-  Story::SetKey(1, ended.mutable_key());
-  ended.set_last_step(17);
-  ended.set_reason("rank 3 on node-1 was ended by SIGKILL:\nno more");
+  v1::GenerationEnded& ended =
+      story.Ended(1, 17, "rank 3 on node-1 was ended by SIGKILL:\nno more");
   ended.mutable_failure()->set_rank(3);
   ended.mutable_failure()->set_signal(9);
   ended.mutable_failure()->set_cause(v1::FAILURE_CAUSE_WORKER_EXIT);
@@ -156,6 +171,7 @@ TEST(RunEventsTest, FailureIsToldWithCauseCulpritAndNode) {
             "generation 1 ended at step 17 after 1.0 s, worker exit: rank 3 on node-1 was ended by "
             "SIGKILL: no more");
   EXPECT_EQ(event.fields.at("cause"), "worker_exit");
+  EXPECT_EQ(event.fields.at("scope"), "rank");
   EXPECT_EQ(event.fields.at("culprit").at("node"), "node-1");
   EXPECT_EQ(event.fields.at("culprit").at("signal"), 9);
   EXPECT_EQ(event.fields.at("last_step"), 17);
@@ -165,9 +181,7 @@ TEST(RunEventsTest, EndWithoutAFailureHasNeitherCauseNorCulprit) {
   Story story;
   story.Submitted("mine");
   story.Started(1, 0, "");
-  v1::GenerationEnded& ended = *story.Next().mutable_generation_ended();
-  Story::SetKey(1, ended.mutable_key());
-  ended.set_reason("all 40 steps are done");
+  story.Ended(1, 40, "all 40 steps are done");
   const RunEvent event = story.Last();
   EXPECT_TRUE(event.fields.at("cause").is_null());
   EXPECT_TRUE(event.fields.at("culprit").is_null());
@@ -228,9 +242,7 @@ TEST(RunEventsTest, ReasonThatTheGenerationsEndGaveIsNotSaidAgain) {
   Story story;
   story.Submitted("mine");
   story.Started(1, 0, "");
-  v1::GenerationEnded& generation = *story.Next().mutable_generation_ended();
-  Story::SetKey(1, generation.mutable_key());
-  generation.set_reason("rank 3 is gone");
+  story.Ended(1, 17, "rank 3 is gone");
   v1::RunEnded& ended = *story.Next().mutable_run_ended();
   ended.set_run_id("mine");
   ended.set_state(v1::RUN_STATE_FAILED);
@@ -279,6 +291,96 @@ TEST(RunEventsTest, UnknownRunIsUnknown) {
   Story story;
   story.Submitted("another");
   EXPECT_FALSE(story.Read().known());
+}
+
+TEST(GenerationsTest, FailureEndsOneAndTheNextBeginsFromWhatIsLeft) {
+  Story story;
+  story.Joined(1, "node-0");
+  story.Joined(2, "node-1");
+  story.Submitted("mine");
+  story.Started(1, 0, "");
+  story.Committed(1, 10);
+  v1::RankFailed& failure =
+      *story.Ended(1, 17, "rank 3 on node-1 was ended by SIGKILL").mutable_failure();
+  failure.set_rank(3);
+  failure.set_signal(9);
+  failure.set_cause(v1::FAILURE_CAUSE_WORKER_EXIT);
+  story.Started(2, 10, "/c/step-00000010-g1");
+
+  const nlohmann::json generations = story.Generations();
+
+  ASSERT_EQ(generations.size(), 2u);
+  const nlohmann::json& first = generations[0];
+  EXPECT_EQ(first.at("generation"), 1);
+  EXPECT_EQ(first.at("from"), "beginning");
+  EXPECT_EQ(first.at("started_at_ms"), 4000);
+  EXPECT_EQ(first.at("started_at"), "1970-01-01T00:00:04.000Z");
+  EXPECT_EQ(first.at("ranks"), 4);
+  EXPECT_EQ(first.at("nodes"), nlohmann::json::array({"node-0", "node-1"}));
+  EXPECT_EQ(first.at("layout").at("data"), 4);
+  EXPECT_EQ(first.at("committed_step"), 10);
+  EXPECT_EQ(first.at("last_step"), 17);
+  EXPECT_EQ(first.at("ended_at_ms"), 6000);
+  EXPECT_EQ(first.at("seconds"), 2.0);
+  EXPECT_EQ(first.at("cause"), "worker_exit");
+  EXPECT_EQ(first.at("scope"), "rank");
+  EXPECT_EQ(first.at("culprit").at("node"), "node-1");
+  const nlohmann::json& second = generations[1];
+  EXPECT_EQ(second.at("from"), "checkpoint");
+  EXPECT_EQ(second.at("checkpoint"), "/c/step-00000010-g1");
+  EXPECT_EQ(second.at("start_step"), 10);
+  for (const char* key : {"committed_step", "last_step", "ended_at", "ended_at_ms", "seconds",
+                          "end_reason", "cause", "scope", "culprit"}) {
+    EXPECT_TRUE(second.at(key).is_null()) << key;
+  }
+}
+
+TEST(GenerationsTest, StateInMemoryIsToldApartFromStateInSnapshots) {
+  Story story;
+  story.Submitted("mine");
+  story.Started(1, 17, "");
+  v1::GenerationStarted& started = *story.Written().mutable_generation_started();
+  started.set_live(true);
+  EXPECT_EQ(story.Generations()[0].at("from"), "live");
+  started.add_sources()->set_to(3);
+  EXPECT_EQ(story.Generations()[0].at("from"), "snapshot");
+}
+
+TEST(GenerationsTest, HistoryThatBeginsInTheMiddleOfOneTellsItsEndAlone) {
+  Story story(/*first_index=*/100);
+  story.Ended(3, 50, "all 50 steps are done");
+  const nlohmann::json generations = story.Generations();
+  ASSERT_EQ(generations.size(), 1u);
+  EXPECT_EQ(generations[0].at("generation"), 3);
+  EXPECT_EQ(generations[0].at("end_reason"), "all 50 steps are done");
+  for (const char* key : {"started_at", "from", "start_step", "layout", "ranks", "nodes",
+                          "committed_step", "seconds", "cause", "scope"}) {
+    EXPECT_TRUE(generations[0].at(key).is_null()) << key;
+  }
+  EXPECT_THAT(GenerationTable(generations, 10), HasSubstr("all 50 steps are done"));
+}
+
+TEST(GenerationsTest, TableHasTheNewestWithALineEach) {
+  Story story;
+  story.Submitted("mine");
+  for (std::uint64_t generation = 1; generation <= 3; ++generation) {
+    story.Started(generation, 0, "");
+    v1::RankFailed& failure =
+        *story.Ended(generation, 7, "rank 2 on node 2 failed: " + std::string(500, 'x') + "\nend")
+             .mutable_failure();
+    failure.set_rank(2);
+    failure.set_cause(v1::FAILURE_CAUSE_NODE_LOST);
+  }
+  const nlohmann::json generations = story.Generations();
+  EXPECT_EQ(generations[2].at("scope"), "node");
+  const std::string table = GenerationTable(generations, 2);
+  EXPECT_THAT(table, StartsWith("GENERATION  STARTED "));
+  EXPECT_EQ(std::count(table.begin(), table.end(), '\n'), 3);
+  EXPECT_THAT(table, HasSubstr("\n2 "));
+  EXPECT_THAT(table,
+              HasSubstr("\n3           " + FormatLocalTime(6000) + "  beginning  pp 1 x dp 4  7 "));
+  EXPECT_THAT(table, HasSubstr("  node lost: rank 2 on node 2 failed: xxx"));
+  EXPECT_THAT(table, HasSubstr("xxx...\n"));
 }
 
 TEST(ParseSinceTest, TakesDurationsAndLocalTimes) {

@@ -63,6 +63,28 @@ TEST(CheckpointsTest, TheFactComesBeforeTheRenameAndTheAgentsAreTold) {
   EXPECT_EQ(cluster.TheRun().windows.front().first_step(), 10);
 }
 
+TEST(CheckpointsTest, AManifestThatCouldNotBePublishedIsTriedAgain) {
+  Cluster cluster;
+  cluster.StartFourRanks();
+  cluster.Checkpoint(10);
+  cluster.Decide(PublishFailed{kFolder10});
+  EXPECT_TRUE(cluster.Last<PublishManifest>().empty());
+  cluster.Advance(seconds(1));
+  cluster.Tick();
+  EXPECT_TRUE(cluster.Last<PublishManifest>().empty());
+  cluster.Advance(seconds(4));
+  cluster.Tick();
+  ASSERT_EQ(cluster.Last<PublishManifest>().size(), 1u);
+  EXPECT_EQ(cluster.Last<PublishManifest>()[0].folder, kFolder10);
+  // Once: whoever fails again says so again. Nor where it stands no more.
+  cluster.Checkpoint(20);
+  cluster.Decide(PublishFailed{kFolder10});
+  cluster.Checkpoint(30);
+  cluster.Advance(seconds(5));
+  cluster.Tick();
+  EXPECT_TRUE(cluster.Last<PublishManifest>().empty());
+}
+
 TEST(CheckpointsTest, KeepRetiresTheOldest) {
   Cluster cluster;
   cluster.StartFourRanks();
@@ -331,6 +353,32 @@ TEST(CheckpointsTest, WhatACrashLeftIsSweptWhenTheCoordinatorOpensAndWhenARunIsT
   cluster.Submit(resume);
   ASSERT_EQ(cluster.Last<SweepCheckpoints>().size(), 1u);
   EXPECT_EQ(cluster.Last<SweepCheckpoints>()[0].last_generation, 1u);
+}
+
+// It may have died before it told of the part that it had begun.
+TEST(CheckpointsTest, WhatADeadRankLeftIsSweptAfterTheRecoveryAndWhenTheRunEnds) {
+  Cluster cluster;
+  cluster.StartFourRanks(20);
+  cluster.Checkpoint(10);
+  v1::RankFailed failed;
+  *failed.mutable_key() = cluster.Key();
+  failed.set_rank(0);
+  failed.set_signal(9);
+  cluster.Fail(0, failed);
+  cluster.Gone(0, 1);
+  cluster.Gone(1, 1);
+  EXPECT_TRUE(cluster.Last<SweepCheckpoints>().empty()) << "there is a plan, and no step yet";
+  for (int rank = 0; rank < 4; ++rank) cluster.Ready(rank / 2, rank);
+  cluster.Checkpoint(20);
+  ASSERT_EQ(cluster.Last<SweepCheckpoints>().size(), 1u);
+  EXPECT_EQ(cluster.Last<SweepCheckpoints>()[0].last_generation, 1u);
+  EXPECT_THAT(cluster.Last<SweepCheckpoints>()[0].known, ElementsAre(kFolder10));
+
+  for (int rank = 0; rank < 4; ++rank) cluster.Finish(rank / 2, rank, 20);
+  cluster.Progress(0, 0, 20);
+  ASSERT_EQ(cluster.Status().state(), v1::RUN_STATE_COMPLETED);
+  ASSERT_EQ(cluster.Last<SweepCheckpoints>().size(), 1u);
+  EXPECT_EQ(cluster.Last<SweepCheckpoints>()[0].last_generation, 2u);
 }
 
 TEST(CheckpointsTest, APartThatIsNotThereDiscardsItAndTrainingGoesOn) {

@@ -140,6 +140,24 @@ TEST(MembershipTest, ACoordinatorThatStoodStillLosesNobodyForIt) {
   EXPECT_EQ(cluster.Facts(v1::Fact::kNodeLeft).size(), 1u);
 }
 
+// Nor do its other limits fire: what would have kept them lies unread.
+TEST(MembershipTest, ACoordinatorThatStoodStillEndsNoGenerationForIt) {
+  Cluster cluster;
+  cluster.Submit(SubmissionOf("submit", RunFileText(2, 2, 100)));
+  cluster.Register(0);
+  cluster.Register(1);
+  ASSERT_EQ(cluster.Status().generation(), 1u);
+  cluster.Advance(seconds(300));  // past the limit to be ready
+  cluster.Heartbeat(0);           // read before the clock is looked at
+  cluster.Heartbeat(1);
+  cluster.Tick();
+  EXPECT_EQ(cluster.Facts(v1::Fact::kGenerationEnded).size(), 0u);
+  cluster.Run(seconds(300), {0, 1});
+  ASSERT_GE(cluster.Facts(v1::Fact::kGenerationEnded).size(), 1u);
+  EXPECT_THAT(cluster.Facts(v1::Fact::kGenerationEnded)[0].generation_ended().reason(),
+              HasSubstr("was not ready within"));
+}
+
 TEST(MembershipTest, AMessageFromAnUnregisteredSessionIsAnsweredByItsClosing) {
   Cluster cluster;
   cluster.Register(0);

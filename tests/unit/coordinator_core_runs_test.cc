@@ -401,7 +401,29 @@ TEST(RunsTest, CheckpointsThatTheUserFoundDamagedAreRolledBackBeforePlanning) {
   EXPECT_EQ(back.window().end_step(), 30);
   EXPECT_EQ(back.lost_steps(), 20);
   EXPECT_EQ(cluster.Status().tokens(), 10 * 4 * 16);
-  EXPECT_EQ(cluster.Last<DeleteCheckpoint>().size(), 2u);
+  EXPECT_EQ(cluster.Last<SetCheckpointAside>().size(), 2u);
+}
+
+// One rank's word: the folder is kept, and nobody begins anew behind the user's back.
+TEST(RunsTest, TheLastCheckpointFoundDamagedIsKeptAndEndsTheRun) {
+  Cluster cluster;
+  cluster.StartFourRanks(100);
+  cluster.Stop("pause");
+  FinishAll(cluster, 30, true);
+  v1::SubmitRunRequest resume = SubmissionOf("resume", RunFileText(2, 2, 100));
+  resume.set_resume(true);
+  cluster.Submit(resume);
+  cluster.Register(0, 2, 2, "run");
+  cluster.Register(1, 2, 2, "run");
+  const std::string folder = "/runs/run/checkpoints/step-00000030-g1";
+  v1::RankFailed failed = FailureOf(cluster, 0, absl::StatusCode::kDataLoss, "a digest is off");
+  failed.set_damaged_checkpoint(folder);
+  cluster.Fail(0, failed);
+  ASSERT_EQ(cluster.Last<SetCheckpointAside>().size(), 1u);
+  EXPECT_EQ(cluster.Last<SetCheckpointAside>()[0].folder, folder);
+  EXPECT_TRUE(cluster.Last<DeleteCheckpoint>().empty());
+  EXPECT_EQ(cluster.Status().state(), v1::RUN_STATE_FAILED);
+  EXPECT_THAT(cluster.Status().reason(), HasSubstr(folder + ".damaged"));
 }
 
 TEST(RunsTest, WhatNamesAnEndedGenerationChangesNothingAndIsFenced) {

@@ -92,5 +92,17 @@ TEST(AddressTest, MalformedOrForeignAddressNamesTheFlag) {
   }
 }
 
+TEST(AddressTest, WhatOthersReachIsAnAddressInDigits) {
+  for (const std::string ip : {"127.0.0.1", "10.1.2.3", "::1", "fe80::1"}) {
+    EXPECT_TRUE(CheckReachable("--address", ip).ok()) << ip;
+  }
+  for (const std::string ip :
+       {"", "localhost", "10.1.2.3:80", "10.1.2", "0.0.0.0", "::", "[::1]"}) {
+    const absl::Status status = CheckReachable("--address", ip);
+    ASSERT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << ip;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("--address = \"" + ip));
+  }
+}
+
 }  // namespace
 }  // namespace paceline

@@ -323,6 +323,7 @@ TEST(RunFileTest, TimeOutsThatAreSetStandAndTheOthersFollowTheBudget) {
   for (const TimeoutEntry& entry : ExplainTimeouts(*parsed)) {
     EXPECT_EQ(entry.source == "[failure] collective_ms", entry.name == "collective");
     EXPECT_FALSE(entry.bounds.empty());
+    EXPECT_GT(entry.limit.count(), 0) << entry.name;
   }
 }
 

@@ -76,6 +76,17 @@ TEST_F(RunFilesTest, DeletedCheckpointIsGoneAndDeletingAgainIsHarmless) {
   EXPECT_TRUE(DeleteCheckpoint(checkpoint_, /*committed=*/false).ok());
 }
 
+TEST_F(RunFilesTest, WhatWasFoundDamagedIsKeptUnderAnotherName) {
+  WriteWhole(checkpoint_ + "/rank-0.safetensors", "bytes");
+  EXPECT_TRUE(SetCheckpointAside(checkpoint_).ok());
+  EXPECT_FALSE(std::filesystem::exists(checkpoint_));
+  EXPECT_TRUE(std::filesystem::exists(checkpoint_ + ".damaged/rank-0.safetensors"));
+  EXPECT_TRUE(SetCheckpointAside(checkpoint_).ok());
+  EXPECT_TRUE(SweepCheckpoints(fence_, folder_.path(), 9, {}).ok());
+  EXPECT_TRUE(std::filesystem::exists(checkpoint_ + ".damaged"));
+  EXPECT_EQ(SetCheckpointAside(folder_.path()).code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST_F(RunFilesTest, DiscardingNeverDeletesWhatHoldsAManifest) {
   ASSERT_TRUE(WritePendingManifest(fence_, checkpoint_, {}).ok());
   ASSERT_TRUE(PublishManifest(checkpoint_).ok());

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <condition_variable>
 #include <deque>
 #include <filesystem>
@@ -61,7 +62,7 @@ class SnapshotCopyTest : public ::testing::Test {
 
   void StartServer(int readers_max) {
     server_.reset();
-    auto server = SnapshotServer::Start({.listen = "127.0.0.1:0",
+    auto server = SnapshotServer::Start({.ip = "127.0.0.1",
                                          .token_file = token_,
                                          .root = folder_ / "a",
                                          .node = "a",
@@ -102,10 +103,10 @@ class SnapshotCopyTest : public ::testing::Test {
     std::filesystem::create_directories(folder);
     auto file = SnapshotFile::Open(SnapshotPath(folder, kRank, which), bytes);
     ASSERT_TRUE(file.ok()) << file.status();
-    file->Begin();
-    const std::vector<std::byte> state = StateOf(step, bytes);
-    std::copy(state.begin(), state.end(), file->bytes().begin());
-    file->Finish({.run_id = "run", .generation = generation, .rank = kRank, .step = step});
+    std::vector<std::byte> state = StateOf(step, bytes);
+    const std::array<std::span<std::byte>, 1> arrays = {state};
+    const std::string digest = file->Fill(arrays);
+    file->Finish({.run_id = "run", .generation = generation, .rank = kRank, .step = step}, digest);
     server_->OnTaken();
   }
   SnapshotFetched Fetch(std::int64_t step, std::chrono::milliseconds limit = kPatience,

@@ -3,12 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <string>
 #include <vector>
 
+#include "common/xxh128.h"
 #include "tests/support/temp_folder.h"
 
 namespace paceline {
@@ -24,13 +26,13 @@ std::vector<std::byte> Bytes(std::size_t count, int first) {
 
 // One snapshot of rank 3 in one of its files.
 void Write(const std::string& folder, int which, std::int64_t step, std::uint64_t generation,
-           const std::vector<std::byte>& state) {
+           std::vector<std::byte> state) {
   absl::StatusOr<SnapshotFile> file =
       SnapshotFile::Open(SnapshotPath(folder, 3, which), state.size());
   ASSERT_TRUE(file.ok()) << file.status();
-  file->Begin();
-  std::copy(state.begin(), state.end(), file->bytes().begin());
-  file->Finish({.run_id = "run", .generation = generation, .rank = 3, .step = step});
+  const std::array<std::span<std::byte>, 1> arrays = {state};
+  const std::string digest = file->Fill(arrays);
+  file->Finish({.run_id = "run", .generation = generation, .rank = 3, .step = step}, digest);
 }
 
 struct Read {
@@ -147,7 +149,7 @@ TEST(SnapshotReaderTest, NoticesThatItsFileIsWrittenOver) {
   ASSERT_TRUE(file.ok());
   file->Begin();
   EXPECT_EQ(reader->CheckUnchanged().code(), absl::StatusCode::kAborted);
-  file->Finish({.run_id = "run", .generation = 1, .rank = 3, .step = 20});
+  file->Finish({.run_id = "run", .generation = 1, .rank = 3, .step = 20}, reader->digest());
   EXPECT_EQ(reader->CheckUnchanged().code(), absl::StatusCode::kAborted);
 }
 
@@ -174,9 +176,7 @@ TEST(SnapshotFileTest, ACopyCountsWithItsDigestAlone) {
   file->Begin();
   EXPECT_EQ(file->FinishCopy(head, std::string(32, '0')).code(), absl::StatusCode::kDataLoss);
   EXPECT_FALSE(ReadSnapshotHead(path).ok());
-  file->Finish(head);
-  const std::string digest = SnapshotReader::Open(path)->digest();
-  file->Begin();
+  const std::string digest = Xxh128Of(std::string(4, '\0'));
   EXPECT_EQ(file->FinishCopy(head, digest), absl::OkStatus());
   EXPECT_EQ(ReadSnapshotHead(path)->step, 10);
 }

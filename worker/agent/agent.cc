@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/address.h"
 #include "common/clock.h"
 #include "common/http_server.h"
 #include "common/metrics_text.h"
@@ -74,6 +75,7 @@ absl::Status Check(const AgentOptions& options) {
     return absl::InvalidArgumentError("--slots " + std::to_string(options.slots) + ": give 1 to " +
                                       std::to_string(kSlotsMax));
   }
+  RETURN_IF_ERROR(CheckReachable("--address", options.address));
   if (options.adopt_from == 0 && ::access(options.worker.c_str(), X_OK) != 0) {
     return absl::InvalidArgumentError("--worker " + options.worker +
                                       ": is not a program that can be started");
@@ -208,7 +210,7 @@ absl::Status Agent::Impl::Start() {
 // Without the secret that keeps others out none are served.
 absl::Status Agent::Impl::StartSnapshots() {
   if (options.snapshot_root.empty() || options.token_file.empty()) return absl::OkStatus();
-  ASSIGN_OR_RETURN(snapshots, SnapshotServer::Start({.listen = options.snapshot_listen,
+  ASSIGN_OR_RETURN(snapshots, SnapshotServer::Start({.ip = options.address,
                                                      .token_file = options.token_file,
                                                      .root = options.snapshot_root,
                                                      .node = options.name}));
@@ -397,7 +399,7 @@ void Agent::Impl::Spawn(const SpawnWorker& action) {
   const std::string what = NameOf(action.key, action.rank);
   absl::StatusOr<std::unique_ptr<Process>> process = Process::Launch(
       {.argv = {options.worker, "--agent-socket", socket.socket_path(), "--seat",
-                std::to_string(seat)},
+                std::to_string(seat), "--address", options.address},
        .log_path = action.log_path,
        .log_header = LogHeader(action.key, action.rank),
        .on_start =

@@ -34,8 +34,10 @@ struct AgentOptions {
   // Snapshots are kept in a folder of it for each run and node, in memory that outlives this
   // process; empty: none are taken.
   std::string snapshot_root;
-  std::string snapshot_listen = "127.0.0.1:0";  // where other agents read them; needs token_file
-  std::string worker;                           // the worker program
+  // An IP address of this node: at ports of it other agents read its snapshots (where there is a
+  // token_file), and other nodes' ranks exchange with its own over Gloo.
+  std::string address = "127.0.0.1";
+  std::string worker;    // the worker program
   pid_t adopt_from = 0;  // adopt the workers of the MPI job that this process, of this node, is in
   std::string version;   // of this release
 };

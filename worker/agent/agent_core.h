@@ -152,10 +152,6 @@ using AgentAction =
                  TellWorker, KillWorker, AppendRecord, CopySnapshots, FetchSnapshots, StopCopying,
                  RemoveSnapshots, RemoveSnapshotFiles, EndAgent>;
 
-// A worker that no generation has taken up for so long is ended. Until then it holds the state that
-// the run may go on from; another run that gets its slot ends it at once.
-inline constexpr std::chrono::hours kIdleMax{1};
-
 class AgentCore {
  public:
   // Of an agent with so many slots: seats are numbered from 0.

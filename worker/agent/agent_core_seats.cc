@@ -200,7 +200,7 @@ void AgentCore::ReleaseWarm(const std::string& run_id, bool done) {
     if (done) {
       EndIdle(static_cast<int>(seat));
     } else if (worker->idle_until.has_value()) {
-      worker->idle_until = now_.steady + kIdleMax;
+      worker->idle_until = now_.steady + kIdleLimit;
     }
   }
 }

@@ -8,14 +8,6 @@
 #include "worker/agent/snapshot_folder.h"
 
 namespace paceline {
-namespace {
-
-// Snapshots of a run that has neither a generation nor a worker here are kept for so long: the run
-// may have lost its coordinator, and nobody says that it goes on elsewhere.
-constexpr std::chrono::hours kUnusedMax{1};
-
-}  // namespace
-
 void AgentCore::RemoveUnusedSnapshots() {
   for (const v1::GenerationKey& key : snapshots_.Runs()) {
     const std::string& run_id = key.run_id();
@@ -40,7 +32,7 @@ void AgentCore::ExpireSnapshots() {
   if (!IsIdle() || snapshots_.Runs().empty()) {
     snapshots_until_.reset();
   } else if (!snapshots_until_.has_value()) {
-    snapshots_until_ = now_.steady + kUnusedMax;
+    snapshots_until_ = now_.steady + kIdleLimit;
   } else if (*snapshots_until_ <= now_.steady) {
     snapshots_until_.reset();
     RemoveUnusedSnapshots();

@@ -255,7 +255,7 @@ void AgentCore::BecomeIdle(int seat) {
   worker.idle = true;
   worker.kill_at.reset();
   worker.settle_at.reset();
-  worker.idle_until = now_.steady + kIdleMax;
+  worker.idle_until = now_.steady + kIdleLimit;
   const auto generation = generations_.find(worker.key);
   const bool wanted = generation == generations_.end() || !generation->second.forgotten;
   if (ending_.has_value() || !wanted) EndIdle(seat);

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "common/files.h"
+#include "common/timeouts.h"
 #include "common/token.h"
 #include "paceline/v1/coordinator.grpc.pb.h"
 #include "worker/agent/stream_writer.h"
@@ -21,11 +22,6 @@ namespace {
 
 constexpr std::size_t kMessagesMax = 4096;
 constexpr std::chrono::milliseconds kFirstPause{20};
-constexpr std::chrono::milliseconds kConnectTimeout{2000};
-// A stream that was not answered with Registered by then is given up.
-constexpr std::chrono::milliseconds kRegisterTimeout{10000};
-// A machine that vanishes sends no farewell: the connection is given up after twice this.
-constexpr int kKeepaliveMs = 20'000;
 // How often a stream that is up looks whether the coordinator has moved.
 constexpr std::chrono::milliseconds kWatchInterval{500};
 
@@ -89,7 +85,7 @@ bool CoordinatorLink::Impl::Pause(std::chrono::milliseconds pause) {
 // False: refused, or not within the time. WaitForConnected would go on after a refusal, at
 // gRPC's own pace.
 bool CoordinatorLink::Impl::AwaitReady(grpc::Channel& channel) {
-  const auto deadline = std::chrono::system_clock::now() + kConnectTimeout;
+  const auto deadline = std::chrono::system_clock::now() + kConnectLimit;
   while (std::chrono::system_clock::now() < deadline) {
     const grpc_connectivity_state state = channel.GetState(/*try_to_connect=*/true);
     if (state == GRPC_CHANNEL_READY) return true;
@@ -108,7 +104,7 @@ bool CoordinatorLink::Impl::AwaitReady(grpc::Channel& channel) {
 // one that takes its place writes another address.
 void CoordinatorLink::Impl::Watch(const std::string& address, const std::atomic<bool>& registered,
                                   Session& watched) {
-  const auto give_up = std::chrono::steady_clock::now() + kRegisterTimeout;
+  const auto give_up = std::chrono::steady_clock::now() + kRegisterLimit;
   std::unique_lock lock(mutex);
   while (!changed.wait_for(lock, kWatchInterval,
                            [&] { return stopping || session.get() != &watched; })) {
@@ -132,8 +128,8 @@ absl::Status CoordinatorLink::Impl::RunOneSession(std::atomic<bool>& registered)
   arguments.SetMaxReceiveMessageSize(kControlMessageBytesMax);
   arguments.SetMaxSendMessageSize(kControlMessageBytesMax);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveMs);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, static_cast<int>(kKeepalive.count()));
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, static_cast<int>(kKeepalive.count()));
   // A channel shared between attempts would keep its own, longer, pause after a failure.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   const auto channel =

@@ -72,8 +72,9 @@ int main(int argc, char** argv) {
   app.add_option("--snapshot-dir", options.snapshot_root,
                  "Folder in shared memory for snapshots of the ranks' state (\"\": take none)")
       ->capture_default_str();
-  app.add_option("--snapshot-listen", options.snapshot_listen,
-                 "HOST:PORT at which the agents of other nodes reach this one's snapshots")
+  app.add_option("--address", options.address,
+                 "This node's IP address, at which agents and ranks of other nodes reach its own "
+                 "(snapshots and Gloo, at any port; not encrypted)")
       ->capture_default_str();
   app.add_option("--metrics-listen", options.metrics_listen, "HOST:PORT of /metrics")
       ->capture_default_str();

@@ -14,6 +14,7 @@
 #include <thread>
 #include <utility>
 
+#include "common/timeouts.h"
 #include "common/token.h"
 #include "paceline/v1/snapshots.grpc.pb.h"
 #include "worker/agent/snapshot_folder.h"
@@ -27,9 +28,8 @@ using std::chrono::milliseconds;
 constexpr std::size_t kThreadsMax = 8;
 constexpr std::int64_t kSnapshotBytesMax = std::int64_t{1} << 40;
 constexpr std::size_t kDigestBytes = 32;
-constexpr milliseconds kWait{5'000};         // for a snapshot that has yet to be taken
-constexpr milliseconds kCopyLimit{600'000};  // for one to come over
-constexpr milliseconds kPauseMin{100};       // after a failure
+constexpr milliseconds kWait{5'000};    // for a snapshot that has yet to be taken
+constexpr milliseconds kPauseMin{100};  // after a failure
 constexpr milliseconds kPauseMax{5'000};
 constexpr int kNiceness = 10;
 // A machine that vanishes ends a call after twice this.

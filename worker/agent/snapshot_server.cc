@@ -11,6 +11,7 @@
 #include <optional>
 #include <utility>
 
+#include "common/address.h"
 #include "common/token.h"
 #include "paceline/v1/snapshots.grpc.pb.h"
 #include "worker/agent/snapshot_folder.h"
@@ -191,7 +192,7 @@ absl::StatusOr<std::unique_ptr<SnapshotServer>> SnapshotServer::Start(
     SnapshotServerOptions options) {
   auto impl = std::make_unique<Impl>();
   impl->options = std::move(options);
-  const std::string& listen = impl->options.listen;
+  Address address{impl->options.ip, 0};
   grpc::ResourceQuota quota("snapshots");
   quota.SetMaxThreads(impl->options.readers_max + 8);
   grpc::ServerBuilder builder;
@@ -203,15 +204,14 @@ absl::StatusOr<std::unique_ptr<SnapshotServer>> SnapshotServer::Start(
                              kPingIntervalMinMs);
   // Two agents of one machine shall not share a port.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-  int port = 0;
-  builder.AddListeningPort(listen, grpc::InsecureServerCredentials(), &port);
+  builder.AddListeningPort(address.ToString(), grpc::InsecureServerCredentials(), &address.port);
   builder.RegisterService(impl.get());
   impl->server = builder.BuildAndStart();
-  if (impl->server == nullptr || port == 0) {
-    return absl::UnavailableError("--snapshot-listen " + listen +
-                                  ": cannot listen there; give the HOST:PORT of a free port");
+  if (impl->server == nullptr || address.port == 0) {
+    return absl::UnavailableError("--address " + address.host +
+                                  ": cannot listen there; give an address of this machine");
   }
-  impl->address = listen.substr(0, listen.rfind(':') + 1) + std::to_string(port);
+  impl->address = address.ToString();
   return std::unique_ptr<SnapshotServer>(new SnapshotServer(std::move(impl)));
 }
 

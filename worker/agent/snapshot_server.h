@@ -14,7 +14,7 @@
 namespace paceline {
 
 struct SnapshotServerOptions {
-  std::string listen;      // HOST:PORT
+  std::string ip;          // to listen at, at any port
   std::string token_file;  // of the coordinator's token, read at every call
   std::string root;        // of snapshots (snapshot_folder.h)
   std::string node;

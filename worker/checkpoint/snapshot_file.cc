@@ -27,6 +27,7 @@ constexpr std::size_t kHeadBytes = 4096;
 constexpr std::array<char, 8> kMagic = {'p', 'a', 'c', 'e', 's', 'n', 'a', 'p'};
 constexpr std::uint32_t kVersion = 1;
 constexpr std::size_t kDigestBytes = 32;
+constexpr std::size_t kChunkBytes = std::size_t{128} << 10;  // a part of a core's own cache
 constexpr std::size_t kRunIdBytes = 256;
 
 // As it lies in the file, in the machine's own byte order: it never leaves the machine.
@@ -192,8 +193,20 @@ void SnapshotFile::Begin() {
   static_cast<FileHead*>(memory_)->whole.store(0, std::memory_order_release);
 }
 
-void SnapshotFile::Finish(const SnapshotHead& head) {
-  WriteHead(head, DigestOf(bytes_.data(), bytes_.size()));
+std::string SnapshotFile::Fill(std::span<const std::span<std::byte>> arrays) {
+  Begin();
+  Xxh128 digest;
+  std::byte* to = bytes_.data();
+  for (std::span<std::byte> array : arrays) {
+    while (!array.empty()) {
+      const std::span<std::byte> chunk = array.first(std::min(array.size(), kChunkBytes));
+      digest.Update(chunk.data(), chunk.size());
+      std::memcpy(to, chunk.data(), chunk.size());
+      to += chunk.size();
+      array = array.subspan(chunk.size());
+    }
+  }
+  return digest.Hex();
 }
 
 absl::Status SnapshotFile::FinishCopy(const SnapshotHead& head, const std::string& digest) {
@@ -203,11 +216,11 @@ absl::Status SnapshotFile::FinishCopy(const SnapshotHead& head, const std::strin
                                             head.step, " has digest ", own, ", its head says ",
                                             digest));
   }
-  WriteHead(head, own);
+  Finish(head, own);
   return absl::OkStatus();
 }
 
-void SnapshotFile::WriteHead(const SnapshotHead& told, const std::string& digest) {
+void SnapshotFile::Finish(const SnapshotHead& told, const std::string& digest) {
   FileHead& head = *static_cast<FileHead*>(memory_);
   head.magic = kMagic;
   head.version = kVersion;

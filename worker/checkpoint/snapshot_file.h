@@ -52,13 +52,14 @@ class SnapshotFile {
   // From here to Finish the file holds nothing of use.
   void Begin();
   std::span<std::byte> bytes() const { return bytes_; }
-  void Finish(const SnapshotHead& head);
+  // Begin, and the state from `arrays`, which have its size together: digested as it is copied,
+  // while the caches hold it. Returns the digest.
+  std::string Fill(std::span<const std::span<std::byte>> arrays);
+  void Finish(const SnapshotHead& head, const std::string& digest);
   // Of a copy. kDataLoss, and it holds nothing: what was written has not this digest.
   absl::Status FinishCopy(const SnapshotHead& head, const std::string& digest);
 
  private:
-  void WriteHead(const SnapshotHead& head, const std::string& digest);
-
   void* memory_ = nullptr;      // the head, and then
   std::span<std::byte> bytes_;  // the state
 };

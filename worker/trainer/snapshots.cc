@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <filesystem>
 #include <system_error>
 #include <utility>
@@ -56,12 +55,7 @@ void Snapshots::Take(std::int64_t step) {
   const SteadyTime begin = std::chrono::steady_clock::now();
   SnapshotFile& file = files_[next_];
   next_ = 1 - next_;
-  file.Begin();
-  std::byte* to = file.bytes().data();
-  for (const std::span<std::byte> array : arrays_) {
-    std::memcpy(to, array.data(), array.size());
-    to += array.size();
-  }
+  digest_ = file.Fill(arrays_);
   busy_.store(true, std::memory_order_release);
   head_.step = step;
   behind_.Enqueue([this, &file] {
@@ -74,7 +68,7 @@ void Snapshots::Take(std::int64_t step) {
 }
 
 void Snapshots::Finish(SnapshotFile& file) {
-  file.Finish(head_);
+  file.Finish(head_, digest_);
   {
     const std::lock_guard lock(mutex_);
     ++totals_.taken;

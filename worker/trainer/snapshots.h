@@ -1,5 +1,6 @@
-// Takes snapshots of a rank's state: into one of two files of shared memory in turn, copied by the
-// step thread, digested behind its back. A snapshot that cannot be taken costs no training.
+// Takes snapshots of a rank's state: into one of two files of shared memory in turn, copied and
+// digested by the step thread, finished and told behind its back. One that cannot be taken costs no
+// training.
 // Threading: Take belongs to the step thread; totals() from any thread.
 #pragma once
 
@@ -24,7 +25,7 @@ class Snapshots {
   struct Totals {
     std::int64_t taken = 0;
     std::int64_t skipped = 0;
-    double stall_seconds = 0;  // that the step thread copied
+    double stall_seconds = 0;  // that the step thread copied and digested
     std::int64_t last_at_ms = 0;
   };
 
@@ -36,7 +37,7 @@ class Snapshots {
   ~Snapshots();
 
   // Copies the state, which is that after `step`, and returns. Skipped while the one before is
-  // being digested.
+  // not finished.
   void Take(std::int64_t step);
 
   Totals totals() const;
@@ -47,6 +48,7 @@ class Snapshots {
   const v1::GenerationKey key_;
   const std::int32_t rank_;
   const std::vector<std::span<std::byte>> arrays_;
+  std::string digest_;  // of the last one
   const std::function<void(v1::WorkerMessage)> send_;
   std::array<SnapshotFile, 2> files_;
   std::size_t next_ = 0;

@@ -12,6 +12,7 @@
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
+#include "common/timeouts.h"
 #include "spdlog/spdlog.h"
 #include "worker/model/optimizer.h"
 #include "worker/trainer/evaluation.h"
@@ -32,7 +33,6 @@ constexpr std::int64_t kWindowStepsMin = 128;
 constexpr std::int64_t kWindowStepsMax = 100'000;
 constexpr std::chrono::milliseconds kAskAgain{1000};
 
-constexpr std::chrono::seconds kManifestPatience{60};
 constexpr std::chrono::milliseconds kLookAgain{20};
 
 bool Holds(const ModelPart& part, std::int64_t layer) {
@@ -106,7 +106,8 @@ absl::Status Trainer::Load(std::optional<LiveState> held) {
   whole_ = true;
   if (!start_.checkpoint().empty()) {
     absl::Status loaded = LoadCheckpoint();
-    if (absl::IsDataLoss(loaded) || absl::IsNotFound(loaded)) {
+    // What is not found may be there for others: this node may not see the folder.
+    if (absl::IsDataLoss(loaded)) {
       loaded.SetPayload(kDamagedCheckpoint, absl::Cord(start_.checkpoint()));
     }
     return loaded;
@@ -196,14 +197,14 @@ void Trainer::SendRecord(std::int64_t step) {
 // is no damage.
 absl::Status Trainer::AwaitManifest() {
   const std::string manifest = start_.checkpoint() + "/manifest.json";
-  const SteadyTime deadline = Tick() + kManifestPatience;
+  const SteadyTime deadline = Tick() + kManifestLimit;
   while (::access(manifest.c_str(), F_OK) != 0 &&
          ::access((manifest + ".pending").c_str(), F_OK) == 0) {
     RETURN_IF_ERROR(control_.status());
     if (Tick() >= deadline) {
       return absl::UnavailableError(
           absl::StrCat(manifest, " has not been put in its place within ",
-                       std::chrono::duration<double>(kManifestPatience).count(), " s"));
+                       std::chrono::duration<double>(kManifestLimit).count(), " s"));
     }
     std::this_thread::sleep_for(kLookAgain);
   }
@@ -355,7 +356,7 @@ absl::Status Trainer::ReduceScalars() {
   std::copy(expert_tokens.begin(), expert_tokens.end(), scalars_.begin() + kExpertScalars);
   groups_->world().AllReduceSum(communication_, "step scalars", scalars_.data(), scalars_.size(),
                                 DataType::kFloat64);
-  RETURN_IF_ERROR(reducer_->Finish());
+  RETURN_IF_ERROR(communication_.Synchronize());
   std::transform(scalars_.begin() + kExpertScalars, scalars_.end(), expert_tokens.begin(),
                  [](double tokens) { return static_cast<std::int64_t>(tokens); });
   moves_ = scalars_[kMoveScalar] > 0 && !(scalars_[kStopScalar] > 0) &&
@@ -395,25 +396,33 @@ absl::Status Trainer::Step() {
       micro_batches_.count * micro_batches_.stride * run_file_.train.micro_batch_size);
   RETURN_IF_ERROR(ForwardBackward());
   const SteadyTime computed = Tick();
+  RETURN_IF_ERROR(reducer_->Finish());
+  const SteadyTime summed = Tick();
   RETURN_IF_ERROR(ReduceScalars());
+  const SteadyTime agreed = Tick();
   ASSIGN_OR_RETURN(const double grad_norm, GradientNorm());
   const SteadyTime reduced = Tick();
 
   double loss = scalars_[kLossScalar] / static_cast<double>(step_tokens_);
   if (std::isfinite(loss) && std::isfinite(grad_norm)) {
     whole_ = false;
-    RETURN_IF_ERROR(Update(grad_norm));
+    Update(grad_norm);
   } else {
     RETURN_IF_ERROR(ReportNonFinite());
     loss = std::numeric_limits<double>::quiet_NaN();
   }
+  const SteadyTime updated = Tick();
+  RETURN_IF_ERROR(reducer_->Finish());
   ++step_;
   whole_ = true;
   const SteadyTime end = Tick();
 
-  const double pipeline_wait = executor_->wait_seconds() - pipeline_wait_before;
-  const double exposed =
-      SecondsBetween(computed, reduced) + model_->expert_wait_seconds() - expert_wait_before;
+  // The scalars wait for every rank: in a pipeline for stages that still compute.
+  const double last_stage = layout_.pipeline > 1 ? SecondsBetween(summed, agreed) : 0;
+  const double pipeline_wait = executor_->wait_seconds() - pipeline_wait_before + last_stage;
+  const double exposed = SecondsBetween(computed, reduced) - last_stage +
+                         SecondsBetween(updated, end) + model_->expert_wait_seconds() -
+                         expert_wait_before;
   const double seconds = SecondsBetween(begin, end);
   const double data_wait = totals_.data_wait_seconds() - data_wait_before;
   totals_.set_step(step_);
@@ -430,7 +439,7 @@ absl::Status Trainer::Step() {
   return absl::OkStatus();
 }
 
-absl::Status Trainer::Update(double grad_norm) {
+void Trainer::Update(double grad_norm) {
   const TrainSection& train = run_file_.train;
   AdamWStep step;
   step.step = step_ + 1;
@@ -457,7 +466,6 @@ absl::Status Trainer::Update(double grad_norm) {
   if (run_file_.model.router_bias_update_rate > 0) {
     model_->UpdateRouterBias(static_cast<float>(run_file_.model.router_bias_update_rate));
   }
-  return reducer_->Finish();
 }
 
 // Loads are summed over the ranks by now, so one rank of each stage speaks for all.

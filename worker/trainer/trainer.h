@@ -48,8 +48,9 @@ class Trainer {
 
   // Builds model, optimizer and, unless `corpora` has them, readers, and loads the checkpoint that
   // `start` names, or goes on from `held`, which is empty after.
-  // kInvalidArgument, kDataLoss, kFailedPrecondition: name the field, file or tensor. Where
-  // `start`'s checkpoint is damaged, the payload kDamagedCheckpoint says so.
+  // kInvalidArgument, kDataLoss, kNotFound, kFailedPrecondition: name the field, file or tensor.
+  // Where `start`'s checkpoint is damaged, the payload kDamagedCheckpoint says so; that it is not
+  // found may be this node's fault, and does not.
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(
       const RunFile& run_file, const v1::RankStart& start, GenerationControl& control,
       SendFunction send, std::optional<LiveState> held = {}, Corpora corpora = {});
@@ -95,7 +96,8 @@ class Trainer {
   absl::StatusOr<double> GradientNorm();
   // Names the culprit, and stops or goes on as the run file says.
   absl::Status ReportNonFinite();
-  absl::Status Update(double grad_norm);
+  // Weights that other ranks update are here when the reducer has finished.
+  void Update(double grad_norm);
   void NoteExpertLoads();
   absl::Status EvaluateIfDue();
   void TakesSnapshots();

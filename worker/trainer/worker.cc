@@ -57,9 +57,10 @@ double CpuSeconds() {
 // What the command thread hands to the step thread.
 class Worker {
  public:
-  Worker(AgentSession& session, MpiJob* mpi)
+  Worker(AgentSession& session, const WorkerOptions& options)
       : session_(session),
-        mpi_(mpi),
+        mpi_(options.mpi),
+        address_(options.address),
         commands_([this](std::stop_token stop) { ReadCommands(stop); }) {}
 
   absl::Status Run() {
@@ -217,6 +218,7 @@ class Worker {
     const int segments = start.layout().pipeline() * start.layout().virtual_stages();
     options.operation_timeout = timeouts.collective * std::max(1, 2 * (segments - 1));
     options.connect_timeout = timeouts.startup;
+    options.interface_address = address_;
     const auto exchange = [&](const std::string& own) {
       v1::WorkerMessage message;
       v1::RankReady& ready = *message.mutable_ready();
@@ -360,6 +362,7 @@ class Worker {
 
   AgentSession& session_;
   MpiJob* const mpi_;
+  const std::string address_;  // of this node
   std::mutex mutex_;
   std::condition_variable changed_;
   std::optional<Assignment> next_;
@@ -381,7 +384,7 @@ class Worker {
 absl::Status RunWorker(const WorkerOptions& options) {
   ASSIGN_OR_RETURN(const auto session, AgentSession::Connect(options.agent_socket, options.seat,
                                                              options.connect_timeout));
-  Worker worker(*session, options.mpi);
+  Worker worker(*session, options);
   return worker.Run();
 }
 

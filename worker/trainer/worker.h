@@ -20,7 +20,8 @@ namespace paceline {
 
 struct WorkerOptions {
   std::string agent_socket;
-  int seat = 0;  // the agent's place for this process
+  int seat = 0;                       // the agent's place for this process
+  std::string address = "127.0.0.1";  // of this node: where Gloo's connections end
   std::chrono::milliseconds connect_timeout{10'000};
   MpiJob* mpi = nullptr;  // the job that this process is a rank of; null: its agent started it
 };

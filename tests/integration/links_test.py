@@ -1,0 +1,82 @@
+#!/usr/bin/env python3
+"""Real runs on nodes that are joined by links of their own, one of which is cut.
+
+usage: links_test.py BIN-FOLDER SOURCE-FOLDER [TestCase.test_name ...]
+"""
+import json
+import sys
+import time
+import unittest
+
+sys.dont_write_bytecode = True
+import node_links
+import real_runs  # takes the same arguments
+
+BUDGET_MS = 2000
+SETTINGS = ("--set", "launch.nodes=3", "--set", "launch.min_nodes=2", "--set",
+            "train.global_batch_size=12", "--set", "train.lr_schedule=constant",
+            "--set", "train.eval_interval_steps=0", "--set", f"failure.budget_ms={BUDGET_MS}")
+
+
+class LinksTest(real_runs.RealRunTest):
+    def setUp(self):
+        if not node_links.can_be_made():
+            self.skipTest("needs root and network name spaces")
+        super().setUp()
+        self.links = node_links.NodeLinks(self, 3, real_runs.BIN, self.folder / "runs")
+
+    def workers_on(self, node):
+        network = node_links.network_of(self.links.nodes[self.links.names.index(node)])
+        found = []
+        for pid in real_runs.workers_of(self.folder):
+            try:
+                if node_links.network_of(pid) == network:
+                    found.append(pid)
+            except FileNotFoundError:
+                continue
+        return found
+
+    def wait_for_copies(self, run, copies):
+        """Until a generation of so many ranks has made steps. The generation."""
+        def generation():
+            self.assertIsNone(run.process.poll(), run.log())
+            started = self.generations(run)[-1]
+            last = run.steps()[-1]["generation"]
+            return started if (started["layout"]["data"] == copies and
+                               started["generation"] == last) else None
+        return real_runs.wait_until(generation, f"{copies} ranks to train")
+
+    def test_a_node_that_is_cut_off_is_left_behind_and_comes_back(self):
+        run = real_runs.Run(self, *SETTINGS, "--set", "train.steps=1000000", links=self.links)
+        run.wait_for_step(30)
+        cut_off = self.workers_on("node-1")
+        self.assertEqual(len(cut_off), 2)
+        self.links.set_link("node-1", "down")
+        cut = time.monotonic()
+        shrunk = self.wait_for_copies(run, 4)
+        print(f"\nthe others train on {time.monotonic() - cut:.2f} s after the cut", flush=True)
+        self.assertNotIn("node-1", {rank["node"] for rank in shrunk["ranks"]})
+        # To its agent the coordinator is away, which is no reason to end ranks: theirs is a
+        # generation that has ended, and what they hold is given up when that can be told.
+        self.assertEqual(self.workers_on("node-1"), cut_off)
+        self.links.set_link("node-1", "up")
+        whole_again = time.monotonic()
+        grown = self.wait_for_copies(run, 6)
+        print(f"all train {time.monotonic() - whole_again:.2f} s after the link is whole", flush=True)
+        self.assertIn("node-1", {rank["node"] for rank in grown["ranks"]})
+        run.wait_for_step(run.steps()[-1]["step"] + 20)
+        stopped = real_runs.paceline("stop", run.folder.name, "--run-dir", run.run_dir,
+                                     cwd=self.folder, preexec_fn=self.links.enter_hub)
+        self.assertEqual(stopped.returncode, 0, stopped.stderr)
+        self.assertEqual(run.wait(), 130, run.log())
+        self.assert_nothing_left()
+        whole = self.run_to_end(*SETTINGS, "--set", f"train.steps={run.steps()[-1]['step']}")
+        self.assertEqual(real_runs.losses(run.folder / "steps.jsonl"),
+                         real_runs.losses(whole.folder / "steps.jsonl"))
+        summary = json.loads((run.folder / "summary.json").read_text())
+        self.assertLessEqual(summary["lost_steps"], 1, run.log())
+        self.assert_audit_holds(run)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=["links_test"] + sys.argv[3:], verbosity=2)
