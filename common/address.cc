@@ -1,7 +1,11 @@
 #include "common/address.h"
 
 #include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <charconv>
 
 #include "absl/strings/match.h"
@@ -47,19 +51,28 @@ absl::StatusOr<Address> ParseLoopbackAddress(const std::string& name, const std:
   return address;
 }
 
-absl::Status CheckReachable(const std::string& name, const std::string& ip) {
-  in_addr v4 = {};
-  in6_addr v6 = {};
-  const bool is_v4 = ::inet_pton(AF_INET, ip.c_str(), &v4) == 1;
-  if (!is_v4 && ::inet_pton(AF_INET6, ip.c_str(), &v6) != 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(name, " = \"", ip, "\": must be an IPv4 or IPv6 address in digits"));
+absl::Status CheckOwnAddress(const std::string& name, const std::string& ip) {
+  const auto refused = [&](const char* why) {
+    return absl::InvalidArgumentError(absl::StrCat(name, " = \"", ip, "\": ", why));
+  };
+  sockaddr_in v4 = {.sin_family = AF_INET};
+  sockaddr_in6 v6 = {.sin6_family = AF_INET6};
+  const bool is_v4 = ::inet_pton(AF_INET, ip.c_str(), &v4.sin_addr) == 1;
+  if (!is_v4 && ::inet_pton(AF_INET6, ip.c_str(), &v6.sin6_addr) != 1) {
+    return refused("must be an IPv4 or IPv6 address in digits");
   }
-  if (is_v4 ? v4.s_addr == INADDR_ANY : IN6_IS_ADDR_UNSPECIFIED(&v6)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        name, " = \"", ip, "\": give the one address at which the other nodes reach this one"));
-  }
-  return absl::OkStatus();
+  const bool many =
+      is_v4 ? v4.sin_addr.s_addr == INADDR_ANY || IN_MULTICAST(ntohl(v4.sin_addr.s_addr))
+            : IN6_IS_ADDR_UNSPECIFIED(&v6.sin6_addr) || IN6_IS_ADDR_MULTICAST(&v6.sin6_addr) ||
+                  IN6_IS_ADDR_LINKLOCAL(&v6.sin6_addr);
+  if (many) return refused("give the one address at which the other nodes reach this one");
+  const int probe = ::socket(is_v4 ? AF_INET : AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  const auto* const address =
+      is_v4 ? reinterpret_cast<const sockaddr*>(&v4) : reinterpret_cast<const sockaddr*>(&v6);
+  const int bound = probe < 0 ? -1 : ::bind(probe, address, is_v4 ? sizeof v4 : sizeof v6);
+  const bool here = bound == 0 || errno != EADDRNOTAVAIL;
+  if (probe >= 0) ::close(probe);
+  return here ? absl::OkStatus() : refused("is no address of this machine; `ip addr` lists them");
 }
 
 }  // namespace paceline

@@ -23,8 +23,8 @@ absl::StatusOr<Address> ParseAddress(const std::string& name, const std::string&
 // certificates guard them, servers listen to their own machine alone.
 absl::StatusOr<Address> ParseLoopbackAddress(const std::string& name, const std::string& text);
 
-// What other machines can reach one of: an IPv4 or IPv6 address in digits. kInvalidArgument: a
-// host name, or the wildcard.
-absl::Status CheckReachable(const std::string& name, const std::string& ip);
+// An address of this machine that others can be told of, an IPv4 or IPv6 one in digits.
+// kInvalidArgument: a host name, another machine's, the wildcard, one of a group or of a link.
+absl::Status CheckOwnAddress(const std::string& name, const std::string& ip);
 
 }  // namespace paceline

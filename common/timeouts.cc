@@ -85,10 +85,11 @@ std::vector<TimeoutEntry> ExplainTimeouts(const RunFile& run_file) {
       {"register", kRegisterLimit, 0, "the coordinator's answer to an agent that has reached it",
        kFixed},
       {"keepalive", 2 * kKeepalive, 0,
-       "a connection between agent and coordinator whose other end has vanished", kFixed},
+       "a connection of an agent to the coordinator or another agent that has vanished", kFixed},
       {"copy", kCopyLimit, 0, "a snapshot's way from one node to another", kFixed},
       {"manifest", kManifestLimit, 0,
        "how long a rank waits for the name of a committed checkpoint's manifest", kFixed},
+      {"warm", kWarmSilence, 0, "a warm worker's silence; then it takes no rank's place", kFixed},
       {"idle", kIdleLimit, 0, "workers and snapshots on a node that no run asks for; then they go",
        kFixed},
   };

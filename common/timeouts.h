@@ -1,6 +1,7 @@
 // Every time-out of a run, derived from one number, [failure] budget_ms, but for those that the
-// run file sets itself. The budget bounds liveness; progress is bounded by it and the steps' own
-// time; start-up, collectives, evaluation and checkpoints have limits of their own.
+// run file sets itself and those of single calls, the same for every run. The budget bounds
+// liveness; progress is bounded by it and the steps' own time; start-up, collectives, evaluation
+// and checkpoints have limits of their own.
 // Invariant: heartbeat < lease <= budget, and every limit on work exceeds the budget.
 // Threading: plain values.
 #pragma once
@@ -37,9 +38,12 @@ inline constexpr std::int64_t kPatienceSteps = 3;
 inline constexpr std::chrono::milliseconds kConnectLimit{2'000};    // an agent's, to a coordinator
 inline constexpr std::chrono::milliseconds kRegisterLimit{10'000};  // a coordinator's answer to it
 // A machine that vanishes sends no farewell: a gRPC connection is closed after twice this silence.
-inline constexpr std::chrono::milliseconds kKeepalive{20'000};
+inline constexpr std::chrono::milliseconds kKeepalive{5'000};
 inline constexpr std::chrono::milliseconds kCopyLimit{600'000};     // a snapshot's, between nodes
 inline constexpr std::chrono::milliseconds kManifestLimit{60'000};  // until a manifest has its name
+// Warm workers say that they live four times a second: one that is silent for longer may be
+// stopped, and a generation would wait for it.
+inline constexpr std::chrono::milliseconds kWarmSilence{1'000};
 // Workers that no generation takes up, and snapshots of a run of which nothing else is on the node:
 // until then they hold what the run may go on from, if its coordinator was lost.
 inline constexpr std::chrono::hours kIdleLimit{1};

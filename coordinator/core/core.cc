@@ -207,9 +207,13 @@ void Core::Impl::On(const ManifestWritten& event) {
 }
 
 void Core::Impl::On(const Tick&) {
-  for (const NodeId node : leases_.ExpiredAt(now_.steady)) {
+  const std::vector<NodeId> expired = leases_.ExpiredAt(now_.steady);
+  if (!expired.empty() && now_.steady >= apart_until_ && leases_.MostAreSilent(now_.steady)) {
+    apart_until_ = now_.steady + leases_.TtlOf(expired.back());
+  }
+  for (const NodeId node : expired) {
     const double silent = std::chrono::duration<double>(leases_.TtlOf(node)).count();
-    const bool failed = !nodes_.at(node).released;
+    const bool failed = !nodes_.at(node).released && now_.steady >= apart_until_;
     LoseNode(node,
              absl::StrCat("node ", state_.nodes.at(node).info.name(),
                           " was silent for its lease of ", silent, " s"),

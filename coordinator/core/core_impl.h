@@ -118,6 +118,8 @@ struct Core::Impl {
   // `failed`: nobody had sent it away.
   void LoseNode(NodeId node, const std::string& reason, const absl::Status& to_session,
                 bool failed = true);
+  // Ranks that were to begin with what the lost node holds begin with something else.
+  void EndReadingFrom(NodeId lost, const std::string& reason);
   void BindSession(SessionId session, NodeId node);
   void GrantLease(NodeId node);
   void TellWhereItStands(NodeId node);
@@ -284,6 +286,8 @@ struct Core::Impl {
   std::map<std::string, std::vector<v1::RankProgress>> last_ranks_;  // of ended generations
   std::map<std::string, RecoveryClock> recoveries_;  // by run that has failed and not stepped since
   std::map<std::string, Held> held_;                 // by run that waits for its next generation
+  // Most nodes fell silent together: what lies between is at fault, and no node lost by then.
+  SteadyTime apart_until_ = SteadyTime::min();
   // Snapshots, by node and rank, that a rank could not begin from. By run, until it steps again.
   std::map<std::string, std::set<std::pair<NodeId, std::int32_t>>> distrusted_;
   DeadlineSet<std::string> run_deadlines_;

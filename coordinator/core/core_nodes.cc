@@ -189,6 +189,11 @@ void Core::Impl::LoseNode(NodeId id, const std::string& reason, const absl::Stat
   }
   if (lost->second.draining) OnLeft(*lost->second.draining);
   nodes_.erase(lost);
+  // It may come back with them.
+  const bool holds_last = std::any_of(state_.runs.begin(), state_.runs.end(), [&](const auto& run) {
+    return run.second.state == v1::RUN_STATE_WAITING && run.second.generation.value() > 0 &&
+           HoldsLastCopy(state_, run.second, id);
+  });
   for (auto& [run_id, held] : held_) {
     const Run& run = state_.runs.at(run_id);
     held.snapshots.erase(id);
@@ -205,9 +210,30 @@ void Core::Impl::LoseNode(NodeId id, const std::string& reason, const absl::Stat
   left.mutable_node_left()->set_reason(reason);
   left.mutable_node_left()->set_failed(failed);
   Emit(std::move(left));
-  if (failed) MaybeQuarantine(id, payer, reason);
+  if (failed && !holds_last) MaybeQuarantine(id, payer, reason);
   UpdateFree(id);
   retry_plans_ = true;  // nobody waits for it any more
+  EndReadingFrom(id, reason);
+}
+
+void Core::Impl::EndReadingFrom(NodeId id, const std::string& reason) {
+  std::vector<std::pair<std::string, std::int32_t>> in_vain;  // runs, each with a rank that waits
+  for (const auto& [run_id, generation] : generations_) {
+    for (const v1::SnapshotSource& source : RunOf(generation).plan.sources()) {
+      const RankRuntime& reader = generation.ranks[static_cast<std::size_t>(source.to())];
+      if (source.node_id() != id.value() || reader.node == id || reader.ready) continue;
+      in_vain.emplace_back(run_id, source.to());
+      break;
+    }
+  }
+  for (const auto& [run_id, rank] : in_vain) {
+    GenerationRuntime& generation = generations_.at(run_id);
+    FailGeneration(generation, FailureOf(generation, rank, v1::FAILURE_CAUSE_NODE_LOST,
+                                         absl::StatusCode::kUnavailable,
+                                         absl::StrCat("it was to read its state from a node that "
+                                                      "is lost: ",
+                                                      reason)));
+  }
 }
 
 void Core::Impl::Fence(NodeId id, const v1::GenerationKey& key) {

@@ -122,9 +122,15 @@ SteadyTime Core::Impl::LeavingUntil(const Run& run) const {
   return until;
 }
 
-// A process of the run's last generation may live there: the agent is still the same one.
+// A process of the run's last generation may live there: the agent is still the same one, or was
+// only out of hearing and has told what its workers hold.
 bool Core::Impl::StaysOn(const Run& run, const Node& node) const {
-  return node.joined_index < run.plan_index || run.plan_index == 0;
+  if (node.joined_index < run.plan_index || run.plan_index == 0) return true;
+  const auto held = held_.find(run.id());
+  return held != held_.end() &&
+         std::any_of(held->second.live.begin(), held->second.live.end(), [&](const auto& entry) {
+           return run.plan.placements(entry.first).node_id() == node.id.value();
+         });
 }
 
 void Core::Impl::StartGeneration(const Run& run, const Plan& plan) {
@@ -158,6 +164,10 @@ void Core::Impl::StartGeneration(const Run& run, const Plan& plan) {
   Emit(std::move(fact));
   AddRuntime(run);
   ForgetHeld(former);
+  for (const v1::RankPlacement& placement : former.placements()) {
+    const Node* node = state_.FindNode(NodeId{placement.node_id()});
+    if (node != nullptr && !node->alive) MaybeQuarantine(node->id, run.id(), "");  // without it now
+  }
   GenerationRuntime& generation = generations_.at(run.id());
   GrantWindows(generation, 0);
   for (const auto& [node, ranks] : generation.ranks_of) {

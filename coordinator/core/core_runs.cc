@@ -56,6 +56,12 @@ void Core::Impl::Submit(CallId call, v1::SubmitRunRequest request) {
   if (run != nullptr) request = FilledFrom(*run, std::move(request));
   const absl::StatusOr<RunFile> file = CheckSubmission(request);
   if (!file.ok()) return Answer(call, file.status());
+  for (const auto& [id, other] : state_.runs) {
+    if (id == request.run_id() || CheckpointDir(other) != CheckpointDir(*file, request)) continue;
+    return Answer(call, absl::InvalidArgumentError(absl::StrCat(
+                            "[checkpoint] dir = \"", file->checkpoint.dir, "\" is that of run ", id,
+                            ", which removes what it does not know there; give another folder")));
+  }
   if (run != nullptr && run->generation_open) {
     const GenerationRuntime& generation = generations_.at(run->id());
     const bool heard = std::any_of(

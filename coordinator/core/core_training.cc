@@ -169,7 +169,7 @@ void Core::Impl::TellFirstStep(const GenerationRuntime& generation) {
       begin_ms = std::max(begin_ms, MillisecondsOf(rank.progress.begin_seconds()));
     }
     *done.mutable_recovery() = recovery.mapped().Times(load_ms, begin_ms, WallMs(now_));
-    // Whoever wrote a part in a generation before this one, and died before it said so, is gone.
+    // What was begun in a generation before this one, and never told of.
     Sweep(RunOf(generation));
   }
   Emit(std::move(fact));

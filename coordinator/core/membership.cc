@@ -62,6 +62,14 @@ std::chrono::milliseconds LeaseTable::TtlOf(NodeId node) const {
   return it == leases_.end() ? std::chrono::milliseconds{0} : it->second.ttl;
 }
 
+bool LeaseTable::MostAreSilent(SteadyTime now) const {
+  const auto silent = static_cast<std::size_t>(
+      std::count_if(leases_.begin(), leases_.end(), [&](const auto& entry) {
+        return *deadlines_.At(entry.first) - now <= entry.second.ttl / 2;
+      }));
+  return silent >= 2 && 2 * silent > leases_.size();
+}
+
 absl::StatusOr<Admission> Admit(const State& state, const v1::RegisterNode& node) {
   RETURN_IF_ERROR(CheckFields(node));
   const auto known = state.node_by_name.find(node.name());

@@ -44,6 +44,8 @@ class LeaseTable {
   SteadyTime Next() const { return deadlines_.Next(); }
   // Zero: the node holds no lease.
   std::chrono::milliseconds TtlOf(NodeId node) const;
+  // Several nodes, and more than half of all, have not renewed for half of their lease or longer.
+  bool MostAreSilent(SteadyTime now) const;
 
  private:
   struct Lease {

@@ -150,6 +150,8 @@ RestorePoint RestoreFor(const Run& run, const Held& held, const v1::Layout& layo
 
 bool HoldsLastCopy(const State& state, const Run& run, NodeId node) {
   const bool planned = !run.failure.has_key();
+  // A node out of hearing may come back with all that its workers hold.
+  const bool lost = run.failure.cause() == v1::FAILURE_CAUSE_NODE_LOST;
   if (planned && run.last_step <= run.CommittedStep()) return false;  // all of it is on disk
   std::map<std::int32_t, std::pair<bool, bool>> held;                 // by state: here, elsewhere
   for (const v1::RankPlacement& placement : run.plan.placements()) {
@@ -157,7 +159,8 @@ bool HoldsLastCopy(const State& state, const Run& run, NodeId node) {
     const NodeId id{placement.node_id()};
     const Node* at = state.FindNode(id);
     const bool lives = at != nullptr && at->alive && at->joined_index < run.plan_index;
-    if (!lives || at->drained || (!planned && run.failure.rank() == placement.rank())) continue;
+    const bool died = !planned && !lost && run.failure.rank() == placement.rank();
+    if (!lives || at->drained || died) continue;
     (id == node ? here : elsewhere) = true;
   }
   bool last = false;

@@ -179,10 +179,12 @@ absl::Status CheckTakesUp(const Run& run, const RunFile& next,
   return absl::OkStatus();
 }
 
-std::string CheckpointDir(const Run& run) {
-  const std::string& dir = run.file.checkpoint.dir;
-  return !dir.empty() && dir.front() == '/' ? dir : absl::StrCat(run.request.run_dir(), "/", dir);
+std::string CheckpointDir(const RunFile& file, const v1::SubmitRunRequest& request) {
+  const std::string& dir = file.checkpoint.dir;
+  return !dir.empty() && dir.front() == '/' ? dir : absl::StrCat(request.run_dir(), "/", dir);
 }
+
+std::string CheckpointDir(const Run& run) { return CheckpointDir(run.file, run.request); }
 
 std::string CheckpointFolder(const Run& run, std::int64_t step) {
   return absl::StrCat(CheckpointDir(run), "/",

@@ -54,6 +54,7 @@ absl::StatusOr<RunFile> CheckSubmission(const v1::SubmitRunRequest& request);
 absl::Status CheckTakesUp(const Run& run, const RunFile& next, const v1::SubmitRunRequest& request);
 
 // RUN_DIR joined with [checkpoint] dir (which may be absolute).
+std::string CheckpointDir(const RunFile& file, const v1::SubmitRunRequest& request);
 std::string CheckpointDir(const Run& run);
 // Where the latest generation puts the checkpoint of `step`.
 std::string CheckpointFolder(const Run& run, std::int64_t step);

@@ -36,8 +36,10 @@ absl::Status CheckName(const std::string& folder) {
       absl::StrCat("not touching ", folder, ": its name is not that of a checkpoint"));
 }
 
+// Also where that cannot be told: what is asked is whether the folder may go.
 bool HoldsManifest(const std::string& folder) {
-  return ::access(absl::StrCat(folder, "/", kManifest).c_str(), F_OK) == 0;
+  return ::access(absl::StrCat(folder, "/", kManifest).c_str(), F_OK) == 0 ||
+         (errno != ENOENT && errno != ENOTDIR);
 }
 
 absl::Status CheckPartFile(const std::string& path, std::int64_t bytes) {

@@ -7,7 +7,8 @@
 
 Everything between two nodes, and between a node and the coordinator, goes over their links: Gloo,
 snapshots, gRPC. A coordinator listens on loopback alone, so a relay listens on each node's loopback
-at the coordinator's port and passes what comes on to the hub, over the link.
+at the coordinator's port and passes what comes on to the hub, over the link: an agent's connection
+to the coordinator ends at the relay, which knows as little of a cut as the agent does.
 
 usage (by this module): node_links.py RUNS-FOLDER HUB-PID NODE-PID...
 """
@@ -27,6 +28,7 @@ import time
 CLONE_NEWNET = 0x40000000
 HUB_IP = "10.77.0.1"
 LIMIT_S = 30  # for any command
+WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")  # whoever kills the test leaves nothing behind
 
 
 def network_of(pid):
@@ -41,6 +43,10 @@ def enter(pid):
 
 
 def can_be_made():
+    """False: this user may not. A machine that lacks the programs is no reason to test nothing."""
+    for program in ("ip", "nsenter", "setpriv", "unshare"):
+        if shutil.which(program) is None:
+            raise FileNotFoundError(f"{program}: install iproute2 and util-linux")
     made = subprocess.run(["unshare", "-n", "ip", "link", "add", "hub", "type", "bridge"],
                           stderr=subprocess.DEVNULL, timeout=LIMIT_S, check=False)
     return made.returncode == 0
@@ -59,7 +65,7 @@ class NodeLinks:
         self._configure()
         self.bin = case.folder / "bin"
         self._write_programs(pathlib.Path(bin_folder))
-        relay = subprocess.Popen([sys.executable, __file__, str(runs), str(self.hub),
+        relay = subprocess.Popen([*WITH_PARENT, sys.executable, __file__, str(runs), str(self.hub),
                                   *map(str, self.nodes)])
         case.addCleanup(self._end, relay)
 
@@ -69,7 +75,7 @@ class NodeLinks:
         process.wait(LIMIT_S)
 
     def _make_name_space(self, case):
-        holder = subprocess.Popen(["unshare", "-n", "sleep", "infinity"])
+        holder = subprocess.Popen([*WITH_PARENT, "unshare", "-n", "sleep", "infinity"])
         case.addCleanup(self._end, holder)
         deadline = time.monotonic() + LIMIT_S
         while network_of(holder.pid) == network_of("self"):
@@ -158,13 +164,17 @@ class Relay:
         self.listen_ip = listen_ip
         self.target_ip = target_ip
         self.server = None
+        self.port = None
 
     async def listen(self, port):
+        if self.port == port:
+            return
         if self.server is not None:
             self.server.close()
-            self.server = None
+            self.server = self.port = None
         with inside(self.pid):
             listener = socket.create_server((self.listen_ip, port))
+        self.port = port
         self.server = await asyncio.start_server(
             lambda reader, writer: self.pass_on(reader, writer, port), sock=listener)
 
@@ -193,14 +203,15 @@ def port_of_coordinator(runs):
 
 async def relay(runs, hub, nodes):
     relays = [Relay(hub, HUB_IP, "127.0.0.1"), *(Relay(node, "127.0.0.1", HUB_IP) for node in nodes)]
-    listening = None
+    told = None
     while True:
         port = port_of_coordinator(runs)
-        if port is not None and port != listening:
-            with contextlib.suppress(OSError):  # somebody has the port for now
-                for one in relays:
-                    await one.listen(port)
-                listening = port
+        for one in relays if port is not None else ():
+            try:
+                await one.listen(port)
+            except OSError as error:  # somebody has the port for now
+                if told != (told := f"relay to {one.target_ip}:{port}: {error}"):
+                    print(told, file=sys.stderr, flush=True)
         await asyncio.sleep(0.02)
 
 

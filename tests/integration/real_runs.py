@@ -127,13 +127,15 @@ class Run:
         self.case = case
         self.run_dir = case.folder / "runs"
         self.before = set(self.run_dir.glob("*")) if self.run_dir.exists() else set()
+        assert preexec_fn is None or links is None
         self.stdout = tempfile.TemporaryFile("w+", encoding="utf-8")
         self.stderr = open(case.folder / "stderr.txt", "a+", encoding="utf-8")
         command = verb or ["run", file]
         self.process = subprocess.Popen(
             [(links.bin if links else BIN) / "paceline", *map(str, command), "--run-dir",
              self.run_dir, *map(str, extra)],
-            cwd=case.folder, stdout=self.stdout, stderr=self.stderr, preexec_fn=links.enter_hub if links else preexec_fn)
+            cwd=case.folder, stdout=self.stdout, stderr=self.stderr,
+            preexec_fn=links.enter_hub if links else preexec_fn)
         case.addCleanup(self.end)
 
     def end(self):

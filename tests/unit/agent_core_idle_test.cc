@@ -128,6 +128,25 @@ TEST_F(AgentCoreTest, OneSelfTestAtATimeAndItsResultIsTold) {
   EXPECT_EQ(Of<BeginSelfTest>(Told(ask)).size(), 1u);
 }
 
+// Its session was another when it was asked first: the coordinator waits for an answer to this one.
+TEST_F(AgentCoreTest, ASelfTestThatIsAskedForDuringAnotherIsMadeAfterIt) {
+  Run();
+  v1::CoordinatorMessage ask;
+  ask.set_epoch(1);
+  ask.mutable_self_test()->set_id(7);
+  EXPECT_EQ(Of<BeginSelfTest>(Told(ask)).size(), 1u);
+  ask.mutable_self_test()->set_id(8);
+  EXPECT_TRUE(Of<BeginSelfTest>(Told(ask)).empty());
+  const auto after = Handle(SelfTested{7, absl::OkStatus(), 0.5});
+  EXPECT_TRUE(TellsOf(after, v1::AgentMessage::kSelfTestDone).empty());
+  ASSERT_EQ(Of<BeginSelfTest>(after).size(), 1u);
+  EXPECT_EQ(Of<BeginSelfTest>(after)[0].id, 8u);
+  const auto told =
+      TellsOf(Handle(SelfTested{8, absl::OkStatus(), 0.5}), v1::AgentMessage::kSelfTestDone);
+  ASSERT_EQ(told.size(), 1u);
+  EXPECT_EQ(told[0].self_test_done().id(), 8u);
+}
+
 TEST_F(AgentCoreTest, AReleasedAgentEndsItsIdleWorkers) {
   Run();
   Told(End(1));

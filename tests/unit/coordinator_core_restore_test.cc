@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "common/timeouts.h"
 #include "coordinator/core/planner.h"
 #include "coordinator/core/restore.h"
 #include "tests/unit/coordinator_core_cluster.h"
@@ -320,6 +321,20 @@ TEST_F(BuddyClusterTest, WhoIsReadFromForgetsWhenAllHaveTakenUpTheirState) {
   EXPECT_TRUE(cluster_.Sent(0, Kind::kEnd)[0].end().forget());
 }
 
+TEST_F(BuddyClusterTest, NobodyWaitsForStateFromANodeThatIsLost) {
+  GoOnWithoutNode0();
+  ASSERT_EQ(cluster_.TheRun().plan.key().generation(), 2u);
+  cluster_.Run(TimeoutsFor(cluster_.TheRun().file.failure).lease + seconds(1), {2, 3});
+  ASSERT_EQ(cluster_.Facts(v1::Fact::kGenerationEnded).size(), 2u);
+  const v1::RankFailed failure =
+      cluster_.Facts(v1::Fact::kGenerationEnded)[1].generation_ended().failure();
+  EXPECT_EQ(failure.cause(), v1::FAILURE_CAUSE_NODE_LOST);
+  EXPECT_THAT(failure.error(), HasSubstr("from a node that is lost: node node-0 was silent"));
+  for (const int node : {2, 3}) Gone(node, 2, {});
+  EXPECT_EQ(cluster_.TheRun().plan.key().generation(), 3u);
+  EXPECT_FALSE(cluster_.TheRun().plan.live());
+}
+
 TEST_F(BuddyClusterTest, WhoWasOutOfHearingIsToldToForgetWhenItComesBack) {
   GoOnWithoutNode0();
   cluster_.Close(0);
@@ -361,6 +376,88 @@ TEST_F(BuddyClusterTest, NodesThatServeOthersTooForgetAnEndedRun) {
   const auto ends = cluster_.Sent(0, Kind::kEnd);
   ASSERT_FALSE(ends.empty());
   EXPECT_TRUE(ends.back().end().forget());
+}
+
+// --- nodes that are out of hearing ---
+
+// Two stages on a node each, without snapshots: what their workers hold is nowhere else.
+class OutOfHearingTest : public testing::Test {
+ protected:
+  OutOfHearingTest() {
+    cluster_.Submit(SubmissionOf("submit", TwoStages(2, 1, "interval_steps = 0", "min_nodes = 1") +
+                                               "[failure]\nsnapshot_interval_steps = 0\n"));
+    for (const int node : {0, 1}) cluster_.Register(node, 1, 1, "run");
+    limits_ = TimeoutsFor(cluster_.TheRun().file.failure);
+    Begin();
+  }
+  void Begin() {
+    for (const v1::RankPlacement& placement : cluster_.TheRun().plan.placements()) {
+      cluster_.Ready(static_cast<int>(placement.node_id()) - 1, placement.rank());
+    }
+    cluster_.Progress(0, 0, ++step_);
+  }
+  // The same process, with what its worker held.
+  void ComeBack(int node, std::uint64_t generation) {
+    v1::GenerationGone gone;
+    *gone.mutable_key() = cluster_.Key(generation);
+    v1::HeldState& held = *gone.add_held();
+    held.set_rank(node);
+    held.set_step(step_);
+    cluster_.Register(node, 1, 1, "run", {gone});
+    cluster_.Heartbeat(node);
+  }
+  void ExpectAllInPlace() {
+    const v1::GenerationStarted& plan = cluster_.TheRun().plan;
+    EXPECT_TRUE(plan.live()) << plan.reason();
+    EXPECT_EQ(plan.start_step(), step_);
+    ASSERT_EQ(plan.placements_size(), 2);
+    for (int rank = 0; rank < 2; ++rank) EXPECT_EQ(plan.placements(rank).node_id(), rank + 1);
+  }
+
+  Cluster cluster_;
+  Timeouts limits_ = {};
+  std::int64_t step_ = 20;
+};
+
+TEST_F(OutOfHearingTest, BothTakeTheirPlacesAgainAndNeitherIsToBlame) {
+  // By its failures alone node-0 would come last.
+  v1::RankFailed failed;
+  *failed.mutable_key() = cluster_.Key();
+  failed.set_rank(0);
+  failed.set_signal(9);
+  cluster_.Fail(0, failed);
+  cluster_.Gone(0, 1);
+  cluster_.Gone(1, 1);
+  Begin();
+  cluster_.Run(limits_.lease + seconds(1), {});
+  ASSERT_EQ(cluster_.Status().state(), v1::RUN_STATE_WAITING);
+  for (const v1::Fact& fact : cluster_.Facts(v1::Fact::kNodeLeft)) {
+    EXPECT_FALSE(fact.node_left().failed());
+  }
+  for (const int node : {1, 0}) ComeBack(node, 2);
+  EXPECT_EQ(cluster_.Status().generation(), 3u);
+  ExpectAllInPlace();
+}
+
+TEST_F(OutOfHearingTest, WhoHoldsTheLastCopyIsQuarantinedWhenTheRunHasGoneOnWithoutIt) {
+  for (std::uint64_t generation = 1; generation <= 3; ++generation) {
+    cluster_.Run(limits_.lease + seconds(1), {0});
+    cluster_.Gone(0, generation, {{0, step_}});
+    EXPECT_EQ(cluster_.Facts(v1::Fact::kNodeLeft).size(), generation);
+    EXPECT_TRUE(cluster_.Facts(v1::Fact::kNodeLeft).back().node_left().failed());
+    EXPECT_TRUE(cluster_.Facts(v1::Fact::kNodeDrained).empty());
+    ComeBack(1, generation);
+    ExpectAllInPlace();
+    Begin();
+  }
+  cluster_.Run(limits_.lease + seconds(1), {0});
+  cluster_.Gone(0, 4, {{0, step_}});
+  EXPECT_TRUE(cluster_.Facts(v1::Fact::kNodeDrained).empty());
+  cluster_.Run(limits_.rejoin + seconds(1), {0});
+  EXPECT_EQ(cluster_.TheRun().plan.placements_size(), 1);
+  ASSERT_EQ(cluster_.Facts(v1::Fact::kNodeDrained).size(), 1u);
+  EXPECT_TRUE(cluster_.Facts(v1::Fact::kNodeDrained)[0].node_drained().quarantined());
+  EXPECT_EQ(cluster_.Facts(v1::Fact::kNodeDrained)[0].node_drained().node_id(), 2u);
 }
 
 }  // namespace

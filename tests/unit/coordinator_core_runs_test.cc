@@ -452,6 +452,7 @@ TEST(RunsTest, ANodeThatStillEndsAGenerationTakesNoOther) {
   cluster.Fail(1, FailureOf(cluster, 3, absl::StatusCode::kInternal, "no"));
   v1::SubmitRunRequest next = SubmissionOf("next", RunFileText(2, 2, 100));
   next.set_run_id("next");
+  next.set_run_dir("/runs/next");
   cluster.Submit(next);
   EXPECT_EQ(cluster.core().GetRun("next", cluster.now())->state(), v1::RUN_STATE_WAITING);
   cluster.Gone(0, 1);
@@ -466,6 +467,7 @@ TEST(RunsTest, TwoRunsShareNoNode) {
   cluster.Submit(SubmissionOf("submit", RunFileText(2, 2, 100)));
   v1::SubmitRunRequest next = SubmissionOf("next", RunFileText(2, 2, 100));
   next.set_run_id("next");
+  next.set_run_dir("/runs/next");
   cluster.Submit(next);
   const v1::RunStatus first = cluster.Status();
   const v1::RunStatus second = *cluster.core().GetRun("next", cluster.now());
@@ -512,6 +514,20 @@ TEST(RunsTest, AWindowRequestIsAnsweredAgainWithWhatWasGranted) {
   message.mutable_window_request()->set_until_step(1'000'000'000);
   cluster.Say(0, message);
   EXPECT_EQ(cluster.TheRun().GrantedUntil(), 100'000);
+}
+
+TEST(SubmitTest, NoTwoRunsHaveOneCheckpointFolder) {
+  Cluster cluster;
+  cluster.StartFourRanks();
+  v1::SubmitRunRequest next = SubmissionOf("next", RunFileText(2, 2, 100));
+  next.set_run_id("next");
+  next.set_run_dir("/runs/next");
+  std::string& text = *next.mutable_run_file();
+  text.replace(text.find("[launch]"), 0, "dir = \"/runs/run/checkpoints\"\n");
+  cluster.Submit(next);
+  const absl::Status status = cluster.Last<AnswerCall>()[0].status;
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("is that of run run"));
 }
 
 }  // namespace

@@ -75,7 +75,7 @@ absl::Status Check(const AgentOptions& options) {
     return absl::InvalidArgumentError("--slots " + std::to_string(options.slots) + ": give 1 to " +
                                       std::to_string(kSlotsMax));
   }
-  RETURN_IF_ERROR(CheckReachable("--address", options.address));
+  RETURN_IF_ERROR(CheckOwnAddress("--address", options.address));
   if (options.adopt_from == 0 && ::access(options.worker.c_str(), X_OK) != 0) {
     return absl::InvalidArgumentError("--worker " + options.worker +
                                       ": is not a program that can be started");

@@ -240,13 +240,22 @@ void AgentCore::OnEnd(const v1::EndGeneration& end) {
 }
 
 void AgentCore::OnSelfTest(const v1::SelfTest& test) {
-  if (self_testing_ || ending_.has_value()) return;
-  self_testing_ = true;
+  if (ending_.has_value()) return;
+  if (self_test_ == test.id()) return;  // told again
+  if (self_test_.has_value()) {
+    next_test_ = test;
+    return;
+  }
+  self_test_ = test.id();
   Do(BeginSelfTest{test.id(), test.folder()});
 }
 
 void AgentCore::On(const SelfTested& event) {
-  self_testing_ = false;
+  self_test_.reset();
+  if (next_test_.has_value()) {  // nobody asks for this one any more
+    const v1::SelfTest next = *std::exchange(next_test_, std::nullopt);
+    return OnSelfTest(next);
+  }
   if (!registered_) return;  // a coordinator that still wants to know asks again
   v1::AgentMessage message;
   message.set_incarnation(incarnation_);

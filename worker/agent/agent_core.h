@@ -350,8 +350,9 @@ class AgentCore {
   std::chrono::milliseconds warm_pause_{0};  // after the last end of a warm worker
   std::optional<SteadyTime> warm_due_;       // before which none is started
   std::optional<EndAgent> ending_;
-  bool replaced_ = false;  // by another agent of this node, and ending for that
-  bool self_testing_ = false;
+  bool replaced_ = false;                   // by another agent of this node, and ending for that
+  std::optional<std::uint64_t> self_test_;  // that runs
+  std::optional<v1::SelfTest> next_test_;   // asked for meanwhile
   AgentCounters counters_;
 };
 

@@ -10,9 +10,6 @@
 namespace paceline {
 namespace {
 
-// Warm workers say that they live four times a second: one that is silent for longer may be
-// stopped, and a generation would wait for it.
-constexpr std::chrono::milliseconds kWarmSilenceMax{1000};
 constexpr std::chrono::milliseconds kWarmPauseMin{1000};
 constexpr std::chrono::milliseconds kWarmPauseMax{60'000};
 
@@ -44,7 +41,7 @@ int AgentCore::WarmSeat(const std::string& run_id) const {
     const std::optional<Worker>& worker = seats_[seat];
     if (!worker.has_value() || worker->slot >= 0 || worker->key.first != run_id) continue;
     if (worker->loaded && worker->session_open && !worker->exit.has_value() &&
-        worker->idle_until.has_value() && now_.steady <= worker->heard_at + kWarmSilenceMax) {
+        worker->idle_until.has_value() && now_.steady <= worker->heard_at + kWarmSilence) {
       return static_cast<int>(seat);
     }
   }

@@ -32,8 +32,6 @@ constexpr milliseconds kWait{5'000};    // for a snapshot that has yet to be tak
 constexpr milliseconds kPauseMin{100};  // after a failure
 constexpr milliseconds kPauseMax{5'000};
 constexpr int kNiceness = 10;
-// A machine that vanishes ends a call after twice this.
-constexpr int kKeepaliveMs = 5'000;
 
 absl::Status ToAbsl(const grpc::Status& status) {
   return {static_cast<absl::StatusCode>(status.error_code()), status.error_message()};
@@ -42,8 +40,8 @@ absl::Status ToAbsl(const grpc::Status& status) {
 std::unique_ptr<v1::Snapshots::Stub> StubFor(const std::string& address) {
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveMs);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, static_cast<int>(kKeepalive.count()));
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, static_cast<int>(kKeepalive.count()));
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   // A channel shared between tasks would keep its own, longer, pause after a failure.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
