@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Real runs on nodes that are joined by links of their own, one of which is cut.
+"""Real runs on nodes that are joined by links of their own, some of which are cut.
 
 usage: links_test.py BIN-FOLDER SOURCE-FOLDER [TestCase.test_name ...]
 """
@@ -50,6 +50,39 @@ class LinksTest(real_runs.RealRunTest):
                                started["generation"] == last) else None
         return real_runs.wait_until(generation, f"{copies} ranks to train")
 
+    def cut_for(self, seconds, nodes):
+        for node in nodes:
+            self.links.set_link(node, "down")
+        time.sleep(seconds)
+        for node in nodes:
+            self.links.set_link(node, "up")
+
+    def wait_for_generation(self, run, generation):
+        whole_again = time.monotonic()
+        real_runs.wait_until(lambda: run.process.poll() is not None or
+                             run.steps()[-1]["generation"] == generation, "the next generation")
+        self.assertIsNone(run.process.poll(), run.log())
+        self.report("all train after the link is whole", whole_again, BACK_S)
+
+    def report(self, what, since, limit_s):
+        seconds = time.monotonic() - since
+        print(f"\n{what}: {seconds:.2f} s, of at most {limit_s:.1f} s", flush=True)
+        self.assertLess(seconds, limit_s + BUSY_S, what)
+
+    def assert_ends_as_if_nothing_had_happened(self, run, lost_max=1):
+        run.wait_for_step(run.steps()[-1]["step"] + 20)
+        stopped = real_runs.paceline("stop", run.folder.name, "--run-dir", run.run_dir,
+                                     cwd=self.folder, preexec_fn=self.links.enter_hub)
+        self.assertEqual(stopped.returncode, 0, stopped.stderr)
+        self.assertEqual(run.wait(), 130, run.log())
+        self.assert_nothing_left()
+        whole = self.run_to_end(*SETTINGS, "--set", f"train.steps={run.steps()[-1]['step']}")
+        self.assertEqual(real_runs.losses(run.folder / "steps.jsonl"),
+                         real_runs.losses(whole.folder / "steps.jsonl"))
+        summary = json.loads((run.folder / "summary.json").read_text())
+        self.assertLessEqual(summary["lost_steps"], lost_max, run.log())
+        self.assert_audit_holds(run)
+
     def test_a_node_that_is_cut_off_is_left_behind_and_comes_back(self):
         run = real_runs.Run(self, *SETTINGS, "--set", "train.steps=1000000", links=self.links)
         run.wait_for_step(30)
@@ -85,39 +118,6 @@ class LinksTest(real_runs.RealRunTest):
         lost = [event for event in self.events(run)
                 if event["event"] == "node_left" and "was silent" in event["text"]]
         self.assertEqual(len(lost), 4, lost)
-
-    def cut_for(self, seconds, nodes):
-        for node in nodes:
-            self.links.set_link(node, "down")
-        time.sleep(seconds)
-        for node in nodes:
-            self.links.set_link(node, "up")
-
-    def wait_for_generation(self, run, generation):
-        whole_again = time.monotonic()
-        real_runs.wait_until(lambda: run.process.poll() is not None or
-                             run.steps()[-1]["generation"] == generation, "the next generation")
-        self.assertIsNone(run.process.poll(), run.log())
-        self.report("all train after the link is whole", whole_again, BACK_S)
-
-    def report(self, what, since, limit_s):
-        seconds = time.monotonic() - since
-        print(f"\n{what}: {seconds:.2f} s, of at most {limit_s:.1f} s", flush=True)
-        self.assertLess(seconds, limit_s + BUSY_S, what)
-
-    def assert_ends_as_if_nothing_had_happened(self, run, lost_max=1):
-        run.wait_for_step(run.steps()[-1]["step"] + 20)
-        stopped = real_runs.paceline("stop", run.folder.name, "--run-dir", run.run_dir,
-                                     cwd=self.folder, preexec_fn=self.links.enter_hub)
-        self.assertEqual(stopped.returncode, 0, stopped.stderr)
-        self.assertEqual(run.wait(), 130, run.log())
-        self.assert_nothing_left()
-        whole = self.run_to_end(*SETTINGS, "--set", f"train.steps={run.steps()[-1]['step']}")
-        self.assertEqual(real_runs.losses(run.folder / "steps.jsonl"),
-                         real_runs.losses(whole.folder / "steps.jsonl"))
-        summary = json.loads((run.folder / "summary.json").read_text())
-        self.assertLessEqual(summary["lost_steps"], lost_max, run.log())
-        self.assert_audit_holds(run)
 
 
 if __name__ == "__main__":
