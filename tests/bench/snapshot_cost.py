@@ -2,9 +2,9 @@
 """What snapshots of the state cost a run: the same run with and without them in turn (A B A B ...).
 Printed: the share of a step that the step thread stands still for them (its own figure,
 paceline_rank_snapshot_stall_seconds_total over paceline_rank_step_seconds_total); the share of the
-workers' processor time that is theirs (that stall, and the threads named "snapshot"); and, pair by
-pair, the workers' processor time a step with them over that without, which is as true as the
-machine is quiet.
+workers' processor time that is theirs at most (that stall, as if its thread had run all the while,
+and the threads named "snapshot"); and, pair by pair, the workers' processor time a step with them
+over that without, which is as true as the machine is quiet, and clearest at an interval of 1.
 
 usage: snapshot_cost.py --bin build/bin --run-file FILE [--interval N] [--pairs N] [--steps N]
                         [--set KEY=VALUE ...]
@@ -106,10 +106,10 @@ def main():
             sys.exit("no thread named \"snapshot\" has run")
         cpu = [run["cpu_seconds"] / run["steps"] for run in (with_them, without)]
         ratios.append(100 * (cpu[0] / cpu[1] - 1))
-        print(f"stall {stalls[-1]:.3f} % of a step; {shares[-1]:.3f} % of the CPU; "
+        print(f"stall {stalls[-1]:.3f} % of a step; at most {shares[-1]:.3f} % of the CPU; "
               f"CPU {cpu[0] * 1e3:.1f} ms a rank and step, {cpu[1] * 1e3:.1f} without: "
               f"{ratios[-1]:+.2f} %", flush=True)
-    for name, values in (("of a step, standing still", stalls), ("of the processor time", shares),
+    for name, values in (("of a step, standing still", stalls), ("of the processor time, at most", shares),
                          ("processor time, with over without", ratios)):
         print(f"| {name} | {statistics.median(values):.2f} % | {min(values):.2f} to "
               f"{max(values):.2f} % |")
