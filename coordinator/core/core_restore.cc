@@ -23,6 +23,12 @@ void Core::Impl::NoteHeld(NodeId id, const v1::GenerationGone& gone) {
       run->generation.value() != gone.key().generation()) {
     return;
   }
+  // It said so before it heard that nobody wants it.
+  const NodeRuntime& runtime = nodes_.at(id);
+  const auto told = runtime.told_to_forget.find(run->id());
+  const bool forgets =
+      told != runtime.told_to_forget.end() && told->second >= gone.key().generation();
+  if (forgets || runtime.released) return;
   Held& known = held_[run->id()];
   const auto is_here = [run, id](std::int32_t rank) {
     return run->plan.placements(rank).node_id() == id.value();

@@ -29,6 +29,11 @@ std::int64_t MillisecondsOf(double seconds) {
   return seconds > 0 && seconds < 1e7 ? static_cast<std::int64_t>(1e3 * seconds) : 0;
 }
 
+// Whether a generation whose ranks have come to `step` has had its first one, where one was left.
+bool FirstStepIsDone(const Run& run, std::int64_t step) {
+  return step > run.plan.start_step() || step == run.file.train.steps;
+}
+
 v1::CoordinatorMessage CommittedOf(const v1::GenerationKey& key, const Checkpoint& checkpoint) {
   v1::CoordinatorMessage message;
   *message.mutable_checkpoint_committed()->mutable_key() = key;
@@ -279,7 +284,7 @@ void Core::Impl::Commit(GenerationRuntime& generation, std::int64_t step) {
   }
   const CheckpointInFlight checkpoint = std::move(generation.checkpoints.at(step));
   generation.checkpoints.erase(step);
-  if (step > run.plan.start_step()) TellFirstStep(generation);  // heartbeats may be slower
+  if (FirstStepIsDone(run, step)) TellFirstStep(generation);  // heartbeats may be slower
   v1::Fact fact;
   v1::CheckpointCommittedFact& committed = *fact.mutable_checkpoint_committed();
   *committed.mutable_key() = generation.key;
@@ -351,7 +356,7 @@ void Core::Impl::OnFinished(NodeId node, const v1::RankFinished& finished) {
   rank.finished = true;
   ++generation->finished;
   OnStepped(*generation);
-  if (step > run.plan.start_step()) TellFirstStep(*generation);
+  if (FirstStepIsDone(run, step)) TellFirstStep(*generation);
   generation->final_step = step;
   generation->last_step = std::max(generation->last_step, step);
   generation->final_deadline = now_.steady + generation->limits.checkpoint;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "common/protocol.h"
 #include "coordinator/core/limits.h"
 
 namespace paceline::core {
@@ -18,10 +19,10 @@ absl::Status CheckFields(const v1::RegisterNode& node) {
     return absl::InvalidArgumentError(
         absl::StrCat("slots = ", node.slots(), ": a node has 1 to ", kMaxSlots, " slots"));
   }
-  if (node.protocol_version() > kProtocolVersion) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("the agent speaks protocol ", node.protocol_version(),
-                     ", this coordinator up to ", kProtocolVersion, ": upgrade the coordinator"));
+  if (node.protocol_version() > kNodeProtocolVersion) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the agent speaks protocol ", node.protocol_version(), ", this coordinator up to ",
+        kNodeProtocolVersion, ": upgrade the coordinator"));
   }
   return absl::OkStatus();
 }

@@ -17,9 +17,6 @@
 
 namespace paceline::core {
 
-// The protocol between agent and coordinator that this version speaks.
-inline constexpr int kProtocolVersion = 1;
-
 // A node that fails this often within the time gets no more work.
 inline constexpr int kQuarantineFailures = 3;
 inline constexpr std::int64_t kFailureMemoryMs = 3'600'000;

@@ -7,6 +7,7 @@
 #include <functional>
 #include <mutex>
 
+#include "common/protocol.h"
 #include "tests/support/temp_folder.h"
 #include "worker/agent/session_client.h"
 #include "worker/agent/worker_server.h"

@@ -71,6 +71,15 @@ class FailuresTest(real_runs.RealRunTest):
         """Until the run has made some steps more."""
         run.wait_for_step(run.steps()[-1]["step"] + 20)
 
+    def wait_for_a_checkpoint_to_begin(self, run, folder, known):
+        """Until there is a folder that is not `known`, in which nothing is whole yet."""
+        deadline = time.monotonic() + real_runs.DEADLINE_S
+        while True:
+            self.assertLess(time.monotonic(), deadline, run.log())
+            fresh = (set(os.listdir(folder)) if folder.exists() else set()) - known
+            if any(name.startswith("step-") for name in fresh):
+                return
+
     def assert_ends_as_if_nothing_had_happened(self, run, whole, lost_max):
         self.assertEqual(run.wait(), 0, run.log())
         self.assert_nothing_left()
@@ -95,8 +104,9 @@ class FailuresTest(real_runs.RealRunTest):
         self.assertGreaterEqual(summary["recoveries"], 1)
 
     def test_a_failure_during_the_recovery_from_another(self):
-        whole = self.run_to_end(*SETTINGS)
-        run = real_runs.Run(self, *SETTINGS)
+        settings = (*SETTINGS, "--set", "train.steps=2000")  # many failures fit, on any machine
+        whole = self.run_to_end(*settings)
+        run = real_runs.Run(self, *settings)
         run.wait_for_step(55)
         interrupted = 0
         for delay in (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35):
@@ -125,14 +135,30 @@ class FailuresTest(real_runs.RealRunTest):
             pid = (real_runs.workers_of(self.folder) if victim == "paceline-worker" else
                    real_runs.processes_of(self.folder, victim))[0]
             known = set(os.listdir(folder)) if folder.exists() else set()
-            deadline = time.monotonic() + real_runs.DEADLINE_S
-            while True:  # as soon as the next one's folder is there, in which nothing is whole yet
-                self.assertLess(time.monotonic(), deadline, run.log())
-                fresh = (set(os.listdir(folder)) if folder.exists() else set()) - known
-                if any(name.startswith("step-") for name in fresh):
-                    break
+            self.wait_for_a_checkpoint_to_begin(run, folder, known)
             os.kill(pid, signal.SIGKILL)
         self.assert_ends_as_if_nothing_had_happened(run, whole, lost_max=4)
+
+    def test_a_failure_while_the_last_checkpoint_is_written(self):
+        """It is the only one: ranks that have finished are asked for what they hold."""
+        settings = (*SETTINGS, "--set", "checkpoint.interval_steps=0", "--set",
+                    "failure.snapshot_interval_steps=0", "--set", "train.steps=10", "--set",
+                    "model.hidden_size=512", "--set", "model.intermediate_size=16384", "--set",
+                    "failure.budget_ms=10000")
+        whole = self.run_to_end(*settings)
+        run = real_runs.Run(self, *settings)
+        run.wait_for_step(2)
+        worker = real_runs.workers_of(self.folder)[-1]
+        self.wait_for_a_checkpoint_to_begin(run, run.folder / "checkpoints", known=set())
+        os.kill(worker, signal.SIGKILL)  # its part of 80 MB takes much longer than to see this
+        summary = self.assert_ends_as_if_nothing_had_happened(run, whole, lost_max=1)
+        self.assertGreaterEqual(summary["recoveries"], 1)
+        events = [event["event"] for event in self.events(run)]
+        self.assertEqual(events.count("first_step"), events.count("generation_started"))
+        self.assertEqual([json.loads(line)["step"] for line in
+                          (run.folder / "evals.jsonl").read_text().splitlines()],
+                         [json.loads(line)["step"] for line in
+                          (whole.folder / "evals.jsonl").read_text().splitlines()])
 
     def test_a_flipped_bit_in_a_ranks_weights_is_found(self):
         """Weights stand still at this learning rate, so a snapshot tells where they lie."""

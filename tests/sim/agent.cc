@@ -20,6 +20,7 @@ void Agent::Start() {
   ++incarnation_;
   ++life_;
   epoch_ = 0;
+  forgotten_ = 0;
   generation_.reset();
   held_.clear();
   unacked_.clear();
@@ -232,8 +233,7 @@ void Agent::OnStart(const v1::StartGeneration& start) {
   dead_rank_.reset();
   ranks_.clear();
   slot_of_.clear();
-  finished_.clear();
-  moved_ = false;
+  at_end_ = false;
   for (const v1::RankAssignment& assignment : start.assignments()) {
     ranks_.push_back(assignment.rank());
     slot_of_[assignment.rank()] = assignment.slot();
@@ -305,9 +305,9 @@ void Agent::CheckHeld(const v1::StartGeneration& start) {
 std::map<int, Agent::Held> Agent::HeldBySlot() const {
   std::map<int, Held> held;
   // An abort may come before the last step's update.
-  const bool before = !moved_ && step_ - 1 > generation_->start_step() && world_.random_.OneIn(3);
+  const bool before = !at_end_ && step_ - 1 > generation_->start_step() && world_.random_.OneIn(3);
   for (const std::int32_t rank : ranks_) {
-    if (rank == dead_rank_ || (finished_.contains(rank) && !moved_)) continue;
+    if (rank == dead_rank_) continue;
     const bool whole =
         step_ > generation_->start_step() ||
         (generation_->live() && fetching_ == 0 && (has_peers_ || !Receives(*generation_, rank)));
@@ -333,6 +333,7 @@ void Agent::EndGeneration(const v1::GenerationKey& key) {
     v1::AgentMessage message;
     *message.mutable_gone() = snapshots_.Held(key);
     for (const auto& [slot, what] : held) {
+      if (key.generation() <= forgotten_) break;
       v1::HeldState& state = *message.mutable_gone()->add_held();
       state.set_rank(what.rank);
       state.set_step(what.step);
@@ -352,7 +353,7 @@ void Agent::EndGeneration(const v1::GenerationKey& key) {
 
 void Agent::OnStepped(std::int64_t step, const StepEnd& end) {
   step_ = step;
-  moved_ = end.moves;
+  at_end_ = end.last;
   if (end.checkpoint || end.last) {
     for (const std::int32_t rank : ranks_) WritePart(rank, step, end);
   }
@@ -374,7 +375,7 @@ void Agent::WritePart(std::int32_t rank, std::int64_t step, const StepEnd& end) 
   const std::uint64_t incarnation = incarnation_;
   world_.After(
       milliseconds(world_.random_.Between(1, 400)), [this, rank, step, end, key, incarnation] {
-        if (!alive_ || incarnation != incarnation_ || !Holds(key)) return;
+        if (!alive_ || incarnation != incarnation_ || !Holds(key) || rank == dead_rank_) return;
         v1::AgentMessage message;
         v1::CheckpointPart& part = *message.mutable_checkpoint_part();
         *part.mutable_key() = key;
@@ -390,13 +391,11 @@ void Agent::WritePart(std::int32_t rank, std::int64_t step, const StepEnd& end) 
         world_.disk_.parts[{folder, key.generation()}].insert(rank);
         Tell(step, std::move(message));
         if (!end.last) return;
-        finished_.insert(rank);
         v1::AgentMessage finished;
         *finished.mutable_finished()->mutable_key() = key;
         finished.mutable_finished()->set_rank(rank);
         finished.mutable_finished()->set_step(step);
         finished.mutable_finished()->set_stopped(end.stopped);
-        finished.mutable_finished()->set_moves(end.moves);
         Tell(0, std::move(finished));
       });
 }

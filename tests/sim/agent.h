@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -30,7 +29,6 @@ class Agent {
 
   // --- of the generation's training ---
   std::int64_t granted_until() const { return granted_until_; }
-  std::size_t ranks() const { return ranks_.size(); }
   bool Hosts(std::int32_t rank) const { return alive_ && generation_ && slot_of_.contains(rank); }
   bool hosts_rank_0() const { return !ranks_.empty() && ranks_.front() == 0; }
   void OnStepped(std::int64_t step, const StepEnd& end);
@@ -102,13 +100,13 @@ class Agent {
   std::optional<v1::StartGeneration> generation_;
   std::vector<std::int32_t> ranks_;
   std::map<std::int32_t, int> slot_of_;
-  std::set<std::int32_t> finished_;
   std::int64_t granted_until_ = 0;
   std::int64_t step_ = 0;
   bool has_peers_ = false;
   std::optional<std::int32_t> dead_rank_;
-  bool moved_ = false;        // its ranks have left the generation with its last step
-  std::map<int, Held> held_;  // by slot, since the last generation
+  bool at_end_ = false;          // its ranks have completed the generation's last step
+  std::map<int, Held> held_;     // by slot, since the last generation
+  std::uint64_t forgotten_ = 0;  // it was told to forget what it held of this generation, or before
   std::vector<Unacked> unacked_;
 
   std::map<std::pair<bool, std::int32_t>, std::vector<SnapshotFile>> files_;  // copies?, rank

@@ -30,6 +30,12 @@ void Agent::FindSnapshots() {
 
 void Agent::OnForget(const v1::GenerationKey& key) {
   held_.clear();
+  forgotten_ = std::max(forgotten_, key.generation());
+  for (Unacked& unacked : unacked_) {
+    if (!unacked.message.has_gone()) continue;
+    v1::GenerationGone& gone = *unacked.message.mutable_gone();
+    if (gone.key().generation() <= forgotten_) gone.clear_held();
+  }
   if (snapshots_.Forget(key)) files_.clear();
 }
 

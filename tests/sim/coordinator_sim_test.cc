@@ -44,8 +44,7 @@ TEST(CleanRunTest, NothingIsLostAndTheLastRecordIsIn) {
 }
 
 // Four data-parallel copies: a worker's death costs the step that was under way, at most, also
-// while nodes are quarantined for it. (A false alarm is another matter: after the last step the
-// ranks that have finished hold nothing.)
+// while nodes are quarantined for it, and while the last checkpoint is written.
 TEST(RecoveryTest, ADeadWorkerCostsAtMostOneStep) {
   std::int64_t recoveries = 0;
   int quarantines = 0;
@@ -54,7 +53,6 @@ TEST(RecoveryTest, ADeadWorkerCostsAtMostOneStep) {
     Options options;
     options.seed = static_cast<std::uint64_t>(seed);
     options.steps_per_worker_death = 15;
-    options.false_alarms = false;
     const Result result = Simulation(options).Run();
     EXPECT_EQ(result.trouble, "") << "seed " << seed;
     EXPECT_EQ(result.resumes, 0) << "seed " << seed;

@@ -490,16 +490,12 @@ void Simulation::Step(const std::shared_ptr<Training>& training) {
   const std::int64_t step = training->step = std::min(training->step + 1, options_.steps);
   StepEnd end;
   end.checkpoint = options_.checkpoint_interval > 0 && step % options_.checkpoint_interval == 0;
-  end.moves = step < options_.steps && !training->stopping &&
-              (training->moving_now || (training->moving && end.checkpoint));
-  end.stopped = step < options_.steps && (training->stopping || end.moves);
+  const bool moves = training->moving_now || (training->moving && end.checkpoint);
+  end.stopped = step < options_.steps && (training->stopping || moves);
   end.last = step == options_.steps || end.stopped;
   for (const auto& [index, agent] : training->agents) agent->OnStepped(step, end);
-  if (end.last) {
-    training->over = true;
-    return;
-  }
-  if (options_.on_step) options_.on_step(*this, step);
+  training->over = end.last;
+  if (options_.on_step && !end.last) options_.on_step(*this, step);
   const auto victim = [this] {
     const auto last = static_cast<std::int64_t>(agents_.size()) - 1;
     return agents_[static_cast<std::size_t>(random_.Between(0, last))].get();
@@ -510,9 +506,7 @@ void Simulation::Step(const std::shared_ptr<Training>& training) {
   const bool agent_dies = random_.OneIn(options_.steps_per_agent_death);
   if (agent_dies || random_.OneIn(options_.steps_per_worker_death)) {
     Agent* dead = victim();
-    const bool takes_part = dead->ranks() > 0 && dead->Holds(training->key);
     agent_dies ? dead->Die(random_.OneIn(options_.deaths_per_lost_machine)) : dead->WorkerDies();
-    if (!takes_part && !options_.false_alarms) return TryStep(training);
     for (const auto& [index, agent] : training->agents) {
       if (agent == dead || !random_.OneIn(2)) continue;
       After(milliseconds(random_.Between(0, 500)), [agent = agent] { agent->OnPeerLost(); });

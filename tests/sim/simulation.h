@@ -72,7 +72,6 @@ struct Options {
   std::optional<std::int64_t> stop_at_step;  // the user stops it there, then resumes
   // Called after every step of a generation: what a scenario does by hand.
   std::function<void(Simulation& world, std::int64_t step)> on_step;
-  bool false_alarms = true;  // ranks lose a peer, though who died had no part in their generation
   // Replaying all facts is compared with the live state after every so many events.
   int events_per_replay_check = 1;
   std::chrono::minutes patience{24 * 60};  // of virtual time
@@ -95,7 +94,6 @@ struct StepEnd {
   bool checkpoint = false;
   bool last = false;     // of the generation
   bool stopped = false;  // before the run's last step
-  bool moves = false;    // so that the run goes on with other nodes
 };
 
 // One generation's workers, over all nodes: they step together or not at all.

@@ -219,9 +219,10 @@ std::string SaveAgain(const RunFile& run_file, int ranks, const std::string& che
     v1::GenerationKey key;
     key.set_run_id("test");
     key.set_generation(1);
-    Checkpointer checkpointer(rank, key, run_file.checkpoint.dir, [&](v1::WorkerMessage message) {
-      outcome.messages.push_back(std::move(message));
-    });
+    Checkpointer checkpointer(
+        rank, key, run_file.checkpoint.dir,
+        [&](v1::WorkerMessage message) { outcome.messages.push_back(std::move(message)); },
+        [] { return false; });
     v1::DataPosition position;
     position.set_step(step);
     checkpointer.Write(position, v1::CHECKPOINT_REASON_END,

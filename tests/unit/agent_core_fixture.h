@@ -12,8 +12,8 @@
 #include <variant>
 #include <vector>
 
+#include "common/protocol.h"
 #include "worker/agent/agent_core.h"
-#include "worker/agent/session_client.h"
 
 namespace paceline {
 

@@ -70,18 +70,10 @@ TEST_F(AgentCoreTest, AnIdleWorkerTakesUpAnotherRankAndItsLog) {
   EXPECT_TRUE(logs[0].log_path.ends_with("/logs/rank-00001.log")) << logs[0].log_path;
 }
 
-// The run moves: its ranks have finished, and leave with what they hold.
-TEST_F(AgentCoreTest, AWorkerThatMovesIsWaitedForAndKept) {
+// Another rank's part of the last checkpoint may never be written: the state is wanted then.
+TEST_F(AgentCoreTest, AWorkerWhoseRankHasFinishedIsWaitedForAndKept) {
   Run();
-  for (const int slot : {0, 1}) {
-    v1::WorkerMessage finished;
-    *finished.mutable_finished()->mutable_key() = Start(1).start().key();
-    finished.mutable_finished()->set_rank(slot);
-    finished.mutable_finished()->set_step(7);
-    finished.mutable_finished()->set_stopped(true);
-    finished.mutable_finished()->set_moves(true);
-    Says(slot, finished);
-  }
+  for (const int slot : {0, 1}) Says(slot, Finished(1, slot));
   v1::WorkerMessage left = Left(1, 0);
   left.mutable_left()->set_held_step(7);
   Says(0, left);
@@ -259,12 +251,35 @@ TEST_F(AgentCoreTest, AWorkerMayComputeItsStepToTheEndBeforeItLeaves) {
   EXPECT_EQ(Of<KillWorker>(Advance(1s)).size(), 2u) << "three steps and the time to shut down";
 }
 
-TEST_F(AgentCoreTest, ARankThatFinishesAsItsGenerationEndsIsToldToGo) {
+TEST_F(AgentCoreTest, ARankThatFinishesAsItsGenerationEndsIsKept) {
   Run();
   Told(End(1));
-  const auto told = Of<TellWorker>(Says(0, Finished(1, 0)));
-  ASSERT_EQ(told.size(), 1u);
+  EXPECT_TRUE(Of<TellWorker>(Says(0, Finished(1, 0))).empty());
+  Ends(1, {.signal = SIGKILL});
+  v1::WorkerMessage left = Left(1, 0);
+  left.mutable_left()->set_held_step(7);
+  const auto gone = TellsOf(Says(0, left), v1::AgentMessage::kGone);
+  ASSERT_EQ(gone.size(), 1u);
+  ASSERT_EQ(gone[0].gone().held_size(), 1);
+  EXPECT_EQ(gone[0].gone().held(0).step(), 7);
+  EXPECT_EQ(Of<SpawnWorker>(Told(Start(2))).size(), 1u);
+}
+
+// Its run is over: the node is released, or told to forget it where it serves others too.
+TEST_F(AgentCoreTest, AWorkerWhoseRankHasFinishedGoesWithTheRun) {
+  Run();
+  for (const int slot : {0, 1}) {
+    Says(slot, Finished(1, slot));
+    Says(slot, Left(1, slot));
+  }
+  EXPECT_TRUE(Of<TellWorker>(Told(End(1))).empty());
+  v1::CoordinatorMessage forget = End(1);
+  forget.mutable_end()->set_forget(true);
+  const auto told = Of<TellWorker>(Told(forget));
+  ASSERT_EQ(told.size(), 2u);
   EXPECT_TRUE(told[0].command.has_exit());
+  for (const int slot : {0, 1}) Ends(slot, {.exit_code = 0});
+  EXPECT_EQ(core_.View().counters.workers_finished, 2);
 }
 
 }  // namespace

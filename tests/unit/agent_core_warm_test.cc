@@ -192,9 +192,11 @@ TEST_F(WarmWorkersTest, TheyGoWithTheRun) {
   StepWithOneWarm();
   Says(0, Finished(1, 0));
   Says(1, Finished(1, 1));
-  EXPECT_TRUE(Of<KillWorker>(Told(End(1))).empty()) << "the ranks have yet to end";
-  Ends(0, {.exit_code = 0});
-  const auto killed = Of<KillWorker>(Ends(1, {.exit_code = 0}));
+  EXPECT_TRUE(Of<KillWorker>(Told(End(1))).empty()) << "the run may go on";
+  v1::CoordinatorMessage release;
+  release.set_epoch(1);
+  release.mutable_release()->set_reason("run run has ended");
+  const auto killed = Of<KillWorker>(Told(release));
   ASSERT_EQ(killed.size(), 1u);
   EXPECT_EQ(killed[0].seat, 2);
 }

@@ -166,6 +166,24 @@ TEST(CheckpointTest, SnapshotIsTheStateOfItsMoment) {
   }
 }
 
+TEST(CheckpointTest, APartThatIsGivenUpLeavesNoFile) {
+  TempFolder dir;
+  const Held held = Make("w", {1000}, {0}, {1000});
+  const SliceView view = held.view();
+  absl::Status done;
+  PartWriter writer(
+      0, [&](const absl::StatusOr<WrittenPart>& part, std::int64_t) { done = part.status(); });
+  ASSERT_TRUE(writer.Snapshot({1, 1}, dir.path(), {&view, 1}).ok());
+  EXPECT_TRUE(writer.FlushFor(std::chrono::seconds(60)));
+  EXPECT_TRUE(done.ok()) << done;
+  writer.GiveUp();
+  ASSERT_TRUE(writer.Snapshot({2, 1}, dir.path(), {&view, 1}).ok());
+  writer.Flush();
+  EXPECT_TRUE(absl::IsCancelled(done)) << done;
+  EXPECT_TRUE(std::filesystem::exists(dir / "step-00000001-g1/rank-00000.safetensors"));
+  EXPECT_TRUE(std::filesystem::is_empty(dir / "step-00000002-g1"));
+}
+
 TEST(CheckpointTest, PartsOfManyChunksKeepTheirDigests) {
   TempFolder dir;
   auto part = WritePart(0, 1, dir.path(),

@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "common/protocol.h"
 #include "coordinator/core/membership.h"
 #include "tests/unit/coordinator_core_cluster.h"
 
@@ -74,7 +75,7 @@ TEST(AdmitTest, RefusalsNameTheField) {
 
 TEST(AdmitTest, AnAgentOfANewerProtocolIsRefused) {
   v1::RegisterNode node = NodeNamed("node-0", 1);
-  node.set_protocol_version(kProtocolVersion + 1);
+  node.set_protocol_version(kNodeProtocolVersion + 1);
   EXPECT_EQ(Admit(State(), node).status().code(), absl::StatusCode::kFailedPrecondition);
 }
 

@@ -369,6 +369,8 @@ TEST_F(BuddyClusterTest, NodesThatServeOthersTooForgetAnEndedRun) {
   cluster_.Register(0, 1, 1);
   cluster_.Register(1, 1, 1);
   for (const int rank : {0, 1}) cluster_.Ready(rank, rank);
+  for (const int rank : {0, 1}) cluster_.Part(rank, cluster_.PartOf(rank, 10, 2));
+  cluster_.ManifestDone(10);
   v1::RankFailed failed = DidNotCome(1);
   failed.set_status_code(static_cast<int>(absl::StatusCode::kInvalidArgument));
   cluster_.Fail(1, failed);
@@ -376,6 +378,13 @@ TEST_F(BuddyClusterTest, NodesThatServeOthersTooForgetAnEndedRun) {
   const auto ends = cluster_.Sent(0, Kind::kEnd);
   ASSERT_FALSE(ends.empty());
   EXPECT_TRUE(ends.back().end().forget());
+  // Resumed, it counts on nothing that they said they held before they heard so.
+  v1::SubmitRunRequest resume = SubmissionOf("resume", TwoStages(2, 1));
+  resume.set_resume(true);
+  cluster_.Submit(resume);
+  for (const int node : {0, 1}) cluster_.Gone(node, 1, {{node, 10}});
+  EXPECT_EQ(Started(1).start_step(), 10);
+  EXPECT_FALSE(Started(1).live());
 }
 
 // --- nodes that are out of hearing ---

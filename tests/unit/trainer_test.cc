@@ -7,6 +7,7 @@
 
 #include "tests/support/in_process_ranks.h"
 #include "tests/support/temp_folder.h"
+#include "worker/trainer/checkpointer.h"
 
 namespace paceline {
 namespace {
@@ -55,6 +56,26 @@ TEST(TrainerTest, FastLossesAgreeWithExactOnesToRounding) {
   for (std::size_t i = 0; i < exact[0].losses().size(); ++i) {
     EXPECT_NEAR(fast[0].losses()[i] / exact[0].losses()[i], 1.0, 1e-4) << "step " << i + 1;
   }
+}
+
+TEST(TrainerTest, APartOfAnAbortedGenerationIsGivenUpAndNotReported) {
+  const TempFolder folder;
+  int messages = 0;
+  bool aborted = false;
+  Checkpointer checkpointer(
+      0, {}, folder.path(), [&](const v1::WorkerMessage&) { ++messages; }, [&] { return aborted; });
+  const std::vector<float> values(1000);
+  const SliceView slice = {{"w", "F32", {1000}, {0}, {1000}, ""}, values.data()};
+  v1::DataPosition position;
+  position.set_step(1);
+  checkpointer.Write(position, v1::CHECKPOINT_REASON_INTERVAL, {&slice, 1}, {});
+  checkpointer.Flush();
+  EXPECT_EQ(messages, 1);
+  aborted = true;
+  position.set_step(2);
+  checkpointer.Write(position, v1::CHECKPOINT_REASON_END, {&slice, 1}, {});
+  checkpointer.Flush();
+  EXPECT_EQ(messages, 1);
 }
 
 TEST(TrainerTest, ACheckpointResumesAtAnotherNumberOfRanksBitForBit) {

@@ -20,12 +20,12 @@
 #include "common/http_server.h"
 #include "common/metrics_text.h"
 #include "common/process.h"
+#include "common/protocol.h"
 #include "worker/agent/agent_core.h"
 #include "worker/agent/coordinator_link.h"
 #include "worker/agent/mailbox.h"
 #include "worker/agent/record_writer.h"
 #include "worker/agent/self_test.h"
-#include "worker/agent/session_client.h"
 #include "worker/agent/snapshot_copier.h"
 #include "worker/agent/snapshot_folder.h"
 #include "worker/agent/snapshot_server.h"
@@ -234,7 +234,7 @@ void Agent::Impl::Connect() {
   node.set_slots(options.slots);
   node.set_pid(::getpid());
   node.set_metrics_address(http->address());
-  node.set_protocol_version(kWorkerProtocolVersion);
+  node.set_protocol_version(kNodeProtocolVersion);
   node.set_run_id(options.run_id);
   if (snapshots != nullptr) node.set_snapshot_address(snapshots->address());
   for (v1::GenerationGone& left : core.LeftBehind()) *node.add_left_behind() = std::move(left);

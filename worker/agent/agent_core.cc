@@ -312,7 +312,6 @@ void AgentCore::BeginEnd(const Key& key, const std::string& reason) {
   for (std::size_t seat = 0; seat < seats_.size(); ++seat) {
     std::optional<Worker>& worker = seats_[seat];
     if (!worker.has_value() || worker->key != key || worker->exit.has_value()) continue;
-    generation.done |= worker->finished && !worker->moves;
     if (!worker->session_open) {
       Do(KillWorker{static_cast<int>(seat)});  // it never began: nothing to abort or to flush
       continue;
@@ -324,8 +323,7 @@ void AgentCore::BeginEnd(const Key& key, const std::string& reason) {
     if (!worker->finished) {
       Do(TellWorker{static_cast<int>(seat), AbortOf(generation.start.key(), reason)});
     }
-    if ((worker->finished && !worker->moves) || (worker->failure_told && !worker->survives) ||
-        ending_.has_value()) {
+    if ((worker->failure_told && !worker->survives) || ending_.has_value()) {
       Do(TellWorker{static_cast<int>(seat), ExitCommand()});
     }
     worker->kill_at = now_.steady + timeouts_.shutdown + kStepsToLeave * StepTime(generation);
@@ -340,13 +338,12 @@ void AgentCore::ForgetIfGone(const Key& key) {
     if (worker.has_value() && worker->key == key && !worker->idle) return;
   }
   const v1::GenerationKey name = found->second.start.key();
-  const bool done = found->second.done;
   generations_.erase(found);
   ended_[key.first] = std::max(ended_[key.first], key.second);
   if (ended_.size() > kEndedRunsMax) {
     ended_.erase(ended_.begin()->first == key.first ? std::next(ended_.begin()) : ended_.begin());
   }
-  ReleaseWarm(key.first, done);
+  ReleaseWarm(key.first);
   outbox_.OnEnded(name);
   TellGone(name);
 }

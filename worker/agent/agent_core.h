@@ -3,7 +3,7 @@
 //
 // A generation's life on this node:
 //   waiting   its slots still hold workers of another generation, or its ranks' state is on its way
-//   running   its workers train; each slot goes  spawned -> connected -> (finished) -> ended
+//   running   its workers train; each slot goes  spawned -> connected -> (finished, left) -> ended
 //   ending    the coordinator ended it: workers are told to leave it, killed when they do not
 // and it is forgotten (GenerationGone) when the last of its workers has left it or ended. One that
 // has left is idle: the run's next generation takes it up, whatever rank it gives the slot.
@@ -188,7 +188,6 @@ class AgentCore {
     std::optional<v1::StopGeneration> stop;
     std::set<std::int32_t> fetching;  // ranks whose state is on its way, or will not come
     bool forgotten = false;           // nobody wants what its workers hold
-    bool done = false;                // a rank here has finished for good
     std::optional<int> warm_workers;  // that the run file asks for here, once that was looked up
   };
 
@@ -203,8 +202,7 @@ class AgentCore {
     SteadyTime heard_at;  // and when last, or was started
     bool ready = false;   // its state is there
     bool finished = false;
-    bool moves = false;  // so that it will leave
-    bool left = false;   // its generation, and lives
+    bool left = false;  // its generation, and lives
     std::int64_t held_step = 0;
     bool idle = false;  // and its generation has ended: `key` is a former one
     bool failure_told = false;
@@ -283,9 +281,8 @@ class AgentCore {
   void StartWarm(const v1::StartGeneration& start);
   void OnWarmHello(int seat, bool same_release);
   void OnWarmEnded(int seat);
-  // The run has left the node: for good (`done`), or until its next generation, for so long as idle
-  // workers wait too.
-  void ReleaseWarm(const std::string& run_id, bool done);
+  // The run has left the node, maybe until its next generation: they wait as long as idle workers.
+  void ReleaseWarm(const std::string& run_id);
 
   void TellStart(int seat, const Generation& generation);
   void BeginEnd(const Key& key, const std::string& reason);

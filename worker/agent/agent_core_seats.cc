@@ -187,18 +187,14 @@ void AgentCore::OnWarmEnded(int seat) {
   warm_due_ = now_.steady + warm_pause_;
 }
 
-void AgentCore::ReleaseWarm(const std::string& run_id, bool done) {
+void AgentCore::ReleaseWarm(const std::string& run_id) {
   const bool here = std::any_of(generations_.begin(), generations_.end(),
                                 [&](const auto& entry) { return entry.first.first == run_id; });
   if (here) return;
   for (std::size_t seat = 0; seat < seats_.size(); ++seat) {
     std::optional<Worker>& worker = seats_[seat];
     if (!worker.has_value() || worker->slot >= 0 || worker->key.first != run_id) continue;
-    if (done) {
-      EndIdle(static_cast<int>(seat));
-    } else if (worker->idle_until.has_value()) {
-      worker->idle_until = now_.steady + kIdleLimit;
-    }
+    if (worker->idle_until.has_value()) worker->idle_until = now_.steady + kIdleLimit;
   }
 }
 

@@ -40,8 +40,9 @@ void AgentCore::ExpireSnapshots() {
 }
 
 void AgentCore::OnForget(const v1::GenerationKey& key) {
-  const auto generation = generations_.find({key.run_id(), key.generation()});
-  if (generation != generations_.end()) generation->second.forgotten = true;
+  for (auto& [known, generation] : generations_) {
+    generation.forgotten |= known.first == key.run_id() && known.second <= key.generation();
+  }
   if (!snapshots_.Forget(key)) return;
   Do(StopCopying{key});
   Do(RemoveSnapshots{key.run_id()});

@@ -2,9 +2,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "common/protocol.h"
 #include "worker/agent/agent_core.h"
 #include "worker/agent/records.h"
-#include "worker/agent/session_client.h"
 #include "worker/agent/snapshot_folder.h"
 
 namespace paceline {
@@ -78,15 +78,8 @@ void AgentCore::On(const WorkerSaid& event) {
   }
   Generation* generation = FindRunning(generations_.at(worker->key).start.key());
   if (generation == nullptr) {
-    // Its end crossed the generation's: nothing is left for it to leave.
-    if (!event.message.has_finished()) return;
-    worker->finished = true;
-    worker->moves = event.message.finished().moves();
-    if (worker->moves) return;
-    generations_.at(worker->key).done = true;
-    v1::WorkerCommand command;
-    command.mutable_exit();
-    return Do(TellWorker{event.seat, std::move(command)});
+    worker->finished |= event.message.has_finished();  // its end crossed the generation's
+    return;
   }
   switch (event.message.body_case()) {
     case v1::WorkerMessage::kProgress:
@@ -218,7 +211,6 @@ void AgentCore::Relay(Worker& worker, const v1::WorkerMessage& said) {
       break;
     case v1::WorkerMessage::kFinished:
       worker.finished = true;
-      worker.moves = said.finished().moves();
       *message.mutable_finished() = said.finished();
       break;
     default:
@@ -318,10 +310,10 @@ void AgentCore::SettleIfEnded(int seat) {
   if (worker.slot < 0) return OnWarmEnded(seat);
   const Key key = worker.key;
   const bool held = worker.idle && worker.held_step > 0;
-  if (worker.idle || generations_.at(key).phase != Phase::kRunning) {
-    ++counters_.workers_ended;
-  } else if (worker.finished && (worker.exit->clean() || !worker.exit->known())) {
+  if (worker.finished && (worker.exit->clean() || !worker.exit->known())) {
     ++counters_.workers_finished;
+  } else if (worker.idle || generations_.at(key).phase != Phase::kRunning) {
+    ++counters_.workers_ended;
   } else {
     ++counters_.workers_failed;
     // What a rank did stands once it has finished, however its process ends.

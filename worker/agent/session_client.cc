@@ -10,6 +10,7 @@
 #include <thread>
 #include <utility>
 
+#include "common/protocol.h"
 #include "paceline/v1/agent.grpc.pb.h"
 #include "worker/agent/stream_writer.h"
 

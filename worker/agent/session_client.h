@@ -24,8 +24,6 @@
 
 namespace paceline {
 
-inline constexpr int kWorkerProtocolVersion = 1;
-
 class AgentSession {
  public:
   // Connects and says Hello for `seat`. kUnavailable: no agent answers at `socket_path` within

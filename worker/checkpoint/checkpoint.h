@@ -5,6 +5,7 @@
 // Threading: a PartWriter's methods belong to the step thread; it writes on a thread of its own.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -48,8 +49,12 @@ class PartWriter {
   // written waits for it. The copy's memory is kept for the next one.
   absl::Status Snapshot(const CheckpointName& name, const std::string& folder,
                         std::span<const SliceView> slices);
-  // Waits until everything begun is durable or has failed.
+  // Waits until everything begun is durable or has failed. False: `patience` has run out.
+  bool FlushFor(std::chrono::milliseconds patience);
   void Flush();
+  // What is being written fails with kCancelled before its next few megabytes, and what later
+  // Snapshots copy before its first. From any thread.
+  void GiveUp();
 
  private:
   struct Impl;

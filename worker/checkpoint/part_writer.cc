@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <condition_variable>
 #include <csignal>
@@ -124,10 +125,11 @@ class SliceDigests {
 
 // Writes the image, and its slices' digests into `part`.
 absl::Status WriteImage(const OpenFile& file, const Image& image, const Job& job,
-                        WrittenPart* part) {
+                        const std::atomic<bool>& given_up, WrittenPart* part) {
   RETURN_IF_ERROR(Allocate(file, part->bytes));
   SliceDigests digests(job);
   for (std::int64_t begin = 0; begin < part->bytes; begin += kChunkBytes) {
+    if (given_up) return absl::CancelledError(file.path() + " was given up");
     const std::int64_t count = std::min(kChunkBytes, part->bytes - begin);
     const std::int64_t data_begin = std::max(begin, job.header_bytes);
     digests.Update(image.data() + data_begin, begin + count - data_begin);
@@ -149,7 +151,8 @@ absl::Status MakeFolder(const std::string& folder) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<WrittenPart> WritePart(const Image& image, const Job& job) {
+absl::StatusOr<WrittenPart> WritePart(const Image& image, const Job& job,
+                                      const std::atomic<bool>& given_up) {
   const SteadyTime begin = std::chrono::steady_clock::now();
   WrittenPart part = job.part;
   const std::string path = job.folder + "/" + part.file;
@@ -165,7 +168,7 @@ absl::StatusOr<WrittenPart> WritePart(const Image& image, const Job& job) {
   absl::Status status;
   {
     ASSIGN_OR_RETURN(const OpenFile file, OpenFile::New(draft));
-    status = WriteImage(file, image, job, &part);
+    status = WriteImage(file, image, job, given_up, &part);
   }
   if (status.ok() && std::rename(draft.c_str(), path.c_str()) != 0) {
     status = ErrnoStatus(errno, "renaming " + draft);
@@ -180,8 +183,9 @@ absl::StatusOr<WrittenPart> WritePart(const Image& image, const Job& job) {
   return part;
 }
 
-absl::StatusOr<WrittenPart> WritePartOrAdvise(const Image& image, const Job& job) {
-  absl::StatusOr<WrittenPart> part = WritePart(image, job);
+absl::StatusOr<WrittenPart> WritePartOrAdvise(const Image& image, const Job& job,
+                                              const std::atomic<bool>& given_up) {
+  absl::StatusOr<WrittenPart> part = WritePart(image, job, given_up);
   if (part.ok() || !absl::IsResourceExhausted(part.status())) return part;
   return absl::ResourceExhaustedError(std::string(part.status().message()) +
                                       "; free space there, lower [checkpoint] keep or point "
@@ -203,6 +207,7 @@ struct PartWriter::Impl {
   std::condition_variable_any work;
   std::condition_variable idle;
   bool busy = false;  // from Snapshot's return to done's
+  std::atomic<bool> given_up = false;
 
   std::jthread thread;  // last: it ends before what it uses
 
@@ -219,7 +224,7 @@ void PartWriter::Impl::Loop(const std::stop_token& stop) {
   std::unique_lock lock(mutex);
   while (work.wait(lock, stop, [this] { return busy; })) {
     lock.unlock();
-    done(WritePartOrAdvise(image, job), job.part.step);
+    done(WritePartOrAdvise(image, job, given_up), job.part.step);
     lock.lock();
     busy = false;
     idle.notify_all();
@@ -276,5 +281,12 @@ absl::Status PartWriter::Snapshot(const CheckpointName& name, const std::string&
 }
 
 void PartWriter::Flush() { impl_->WaitUntilIdle(); }
+
+bool PartWriter::FlushFor(std::chrono::milliseconds patience) {
+  std::unique_lock lock(impl_->mutex);
+  return impl_->idle.wait_for(lock, patience, [this] { return !impl_->busy; });
+}
+
+void PartWriter::GiveUp() { impl_->given_up = true; }
 
 }  // namespace paceline

@@ -29,7 +29,7 @@ struct AgentCounters {
   std::int64_t worker_starts = 0;
   std::int64_t worker_reuses = 0;
   std::int64_t warm_uses = 0;         // warm workers that got a rank
-  std::int64_t workers_finished = 0;  // ended by themselves, their rank having finished
+  std::int64_t workers_finished = 0;  // ended cleanly, their last rank having finished
   std::int64_t workers_ended = 0;     // because their generation had ended
   std::int64_t workers_failed = 0;    // otherwise
   std::int64_t warm_ended = 0;        // without ever having had a rank

@@ -9,13 +9,20 @@
 #include "spdlog/spdlog.h"
 
 namespace paceline {
+namespace {
+
+constexpr std::chrono::milliseconds kLookAgain{20};
+
+}  // namespace
 
 Checkpointer::Checkpointer(int rank, v1::GenerationKey key, std::string folder,
-                           std::function<void(v1::WorkerMessage)> send)
+                           std::function<void(v1::WorkerMessage)> send,
+                           std::function<bool()> aborted)
     : rank_(rank),
       key_(std::move(key)),
       folder_(std::move(folder)),
       send_(std::move(send)),
+      aborted_(std::move(aborted)),
       writer_(rank,
               [this](absl::StatusOr<WrittenPart> part, std::int64_t step) { OnDone(part, step); }) {
 }
@@ -43,6 +50,7 @@ void Checkpointer::Write(const v1::DataPosition& position, v1::CheckpointReason 
     const std::lock_guard lock(mutex_);
     pending_[position.step()].replica_digest = digest.Hex();
   }
+  Flush();
   const absl::Status copied =
       writer_.Snapshot({position.step(), key_.generation()}, folder_, slices);
   std::unique_lock lock(mutex_);
@@ -77,6 +85,9 @@ void Checkpointer::OnDone(const absl::StatusOr<WrittenPart>& part, std::int64_t 
       totals_.last_at_ms = ReadClock().wall_ms;
     }
   }
+  if (absl::IsCancelled(part.status()) && aborted_()) {
+    return spdlog::info("rank {}: {}", rank_, std::string(part.status().message()));
+  }
   if (!part.ok()) return ReportFailure(part.status(), step);
   v1::WorkerMessage message;
   v1::CheckpointPart& durable = *message.mutable_checkpoint_part();
@@ -97,6 +108,12 @@ void Checkpointer::OnDone(const absl::StatusOr<WrittenPart>& part, std::int64_t 
     slice.set_digest(info.digest);
   }
   send_(std::move(message));
+}
+
+void Checkpointer::Flush() {
+  do {
+    if (aborted_()) writer_.GiveUp();
+  } while (!writer_.FlushFor(kLookAgain));
 }
 
 Checkpointer::Totals Checkpointer::totals() const {

@@ -148,6 +148,11 @@ absl::Status Trainer::TakeUp(std::optional<LiveState> held) {
 std::optional<LiveState> Trainer::TakeState() {
   if (!whole_ || history_.Find(step_) == nullptr) return std::nullopt;
   whole_ = false;
+  // Their memory is wanted for the copy of the weights.
+  snapshots_.reset();
+  checkpointer_.reset();
+  reducer_.reset();
+  executor_.reset();
   return TakeLiveState(step_, history_, *model_, std::move(moments_));
 }
 
@@ -235,7 +240,8 @@ absl::Status Trainer::Run(ParallelGroups& groups) {
   reducer_ = std::make_unique<GradientReducer>(reduction, model_->gradients(), model_->buckets(),
                                                groups, compute_, communication_);
   checkpointer_ =
-      std::make_unique<Checkpointer>(start_.rank(), start_.key(), run_file_.checkpoint.dir, send_);
+      std::make_unique<Checkpointer>(start_.rank(), start_.key(), run_file_.checkpoint.dir, send_,
+                                     [this] { return !control_.status().ok(); });
   TakesSnapshots();
   const absl::Status trained = TrainSteps();
   if (!trained.ok()) {
@@ -254,7 +260,6 @@ absl::Status Trainer::Run(ParallelGroups& groups) {
   finished.set_rank(start_.rank());
   finished.set_step(step_);
   finished.set_stopped(stop_agreed_ && step_ < run_file_.train.steps);
-  finished.set_moves(moves_);
   send_(std::move(message));
   return absl::OkStatus();
 }

@@ -60,13 +60,11 @@ class Trainer {
   // kDataLoss: a loss or gradient is not finite; names rank, step and tensor.
   absl::Status Run(ParallelGroups& groups);
 
-  // After Run has failed, or instead of it, or where it moves: the state, if it is whole (no update
-  // was under way). The trainer is of no use then.
+  // After Run, or instead of it: the state, if it is whole (no update was under way). The trainer
+  // is of no use then.
   std::optional<LiveState> TakeState();
   // For the next trainer of the run. This one is of no use then.
   Corpora TakeCorpora() { return std::exchange(corpora_, {}); }
-  // Run has ended before the last step, since the run goes on with other nodes.
-  bool moves() const { return moves_; }
 
   // Where the rank stands; cheap, for the telemetry of another thread.
   v1::RankProgress progress() const;

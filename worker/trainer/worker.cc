@@ -71,10 +71,7 @@ class Worker {
       const absl::Status trained = Train(start, *assignment->control);
       if (trained.ok()) {
         spdlog::info("generation {}: finished", start.key().generation());
-        if (moved_) Leave(start);  // the run goes on, with others
-        continue;
-      }
-      if (assignment->control->status().ok()) {
+      } else if (assignment->control->status().ok()) {
         const bool survives = mpi_ == nullptr && IsPeers(trained);
         Report(start, trained, survives);
         if (!survives) return trained;
@@ -187,8 +184,7 @@ class Worker {
                                      std::exchange(inputs_->corpora, {})));
     const Watched watched(*this, trainer.get());
     absl::Status trained = Train(run_file, start, control, *trainer);
-    moved_ = trained.ok() && trainer->moves();
-    if (!trained.ok() || moved_) held_ = trainer->TakeState();
+    held_ = trainer->TakeState();
     inputs_->corpora = trainer->TakeCorpora();
     return trained.ok() || control.status().ok() ? trained : control.status();
   }
@@ -373,7 +369,6 @@ class Worker {
   const Trainer* trainer_ = nullptr;
   std::optional<LiveState> held_;  // the step thread's
   std::optional<Inputs> inputs_;   // likewise
-  bool moved_ = false;             // likewise: the last generation ended for one with other nodes
   bool exit_ = false;
   absl::Status agent_;
   std::jthread commands_;  // last: it uses the rest
