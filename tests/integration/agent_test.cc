@@ -323,6 +323,7 @@ TEST_F(AgentTest, AgentEndsInTimeWithoutTheRecordsOfAStuckDisk) {
   StuckFile steps(run_dir_ + "/steps.jsonl");
   const auto agent = StartTraining("finish");
   Await(v1::AgentMessage::kFinished);
+  Await(v1::AgentMessage::kFinished);
   agent->Signal(SIGTERM);
   ASSERT_TRUE(agent->WaitFor(kPatience).has_value());
   EXPECT_THAT(ReadWhole(folder_ / "agent.log"), HasSubstr("the disk has not taken the last 3"));

@@ -33,14 +33,14 @@ class BuddyTest(real_runs.RealRunTest):
         victims = []
         for agent in real_runs.processes_of(self.folder, "paceline-agent"):
             if real_runs.log_of(agent).stem in names:
-                victims += [agent] + [pid for pid in real_runs.workers_of(self.folder)
-                                      if real_runs.parent_of(pid) == agent]
+                victims = [pid for pid in real_runs.workers_of(self.folder)
+                           if real_runs.parent_of(pid) == agent] + victims + [agent]
         self.assertGreaterEqual(len(victims), 2 * len(names), run.log())
         for pid in victims:
             os.kill(pid, signal.SIGSTOP)
         for name in names:
             shutil.rmtree(real_runs.SNAPSHOTS / run.folder.name / name)
-        for pid in victims:
+        for pid in victims:  # the agents last: their workers die with them
             os.kill(pid, signal.SIGKILL)
 
     def node_of(self, run, rank):
@@ -93,19 +93,21 @@ class BuddyTest(real_runs.RealRunTest):
         self.assertLessEqual(summary["lost_steps"], 2 * 2 * INTERVAL)
 
     def test_a_machine_lost_with_its_buddy_costs_the_way_from_the_checkpoint(self):
-        settings = (*STAGES, "--set", "checkpoint.interval_steps=40")
+        settings = (*STAGES, "--set", "checkpoint.interval_steps=60")
         whole = self.run_to_end(*settings)
         run = real_runs.Run(self, *settings)
         run.wait_for_step(72)
+        committed = run.folder / "checkpoints/step-00000060-g1/manifest.json"
+        real_runs.wait_until(committed.exists, "the checkpoint")
         pair = [self.node_of(run, rank) for rank in (0, 1)]
         next_generation = self.wait_for_next(run)
         self.lose_machines(run, *pair)
         next_generation()
         after = self.generations(run)[-1]
         self.assertFalse(after["live"])
-        self.assertEqual(after["start_step"], 40)
+        self.assertEqual(after["start_step"], 60)
         self.assertIn(f"neither {pair[0]} nor its buddy {pair[1]} holds the state of rank 0 any "
-                      "more: from the checkpoint of step 40", after["reason"])
+                      "more: from the checkpoint of step 60", after["reason"])
         told = real_runs.paceline("events", run.folder.name, "--run-dir", run.run_dir,
                                   cwd=self.folder)
         self.assertIn("nor its buddy", told.stdout)

@@ -33,14 +33,6 @@ SETTINGS = ("--set", "launch.nodes=4", "--set", "launch.min_nodes=4", "--set",
             "checkpoint.interval_steps=20")
 
 
-def signal_quietly(pid, number):
-    try:
-        os.kill(pid, number)
-        return True
-    except ProcessLookupError:
-        return False
-
-
 class Disturbance:
     """What is done to a run: each method is an act, with what it takes back by itself later."""
 
@@ -68,15 +60,16 @@ class Disturbance:
     def kill(self, program, count=1):
         pids = self.pids(program)
         chosen = self.source.sample(pids, min(count, len(pids)))
-        return all([signal_quietly(pid, signal.SIGKILL) for pid in chosen]) and bool(chosen)
+        killed = [real_runs.signal_quietly(pid, signal.SIGKILL) for pid in chosen]
+        return all(killed) and bool(killed)
 
     def stop(self, program, seconds):
         pids = self.pids(program)
         if not pids:
             return False
         pid = self.source.choice(pids)
-        self.later(seconds, lambda: signal_quietly(pid, signal.SIGCONT))
-        return signal_quietly(pid, signal.SIGSTOP)
+        self.later(seconds, lambda: real_runs.signal_quietly(pid, signal.SIGCONT))
+        return real_runs.signal_quietly(pid, signal.SIGSTOP)
 
     def kill_worker(self):
         return self.kill("paceline-worker")

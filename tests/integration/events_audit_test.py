@@ -46,6 +46,9 @@ class EventsAuditTest(real_runs.RealRunTest):
             lambda: set(real_runs.processes_of(self.folder, "paceline-coordinator")) - {coordinator},
             "the next coordinator")
         run.wait_for_step(55)
+        real_runs.wait_until(lambda: list((run.folder / "checkpoints").glob("step-*/manifest.json")),
+                             "a checkpoint")
+        real_runs.wait_until(lambda: self.ask_json(run, "show")["live"], "the coordinator")
         # While it trains.
         live = real_runs.wait_until(
             lambda: [event["event"] for event in self.ask_json(run, "events")["events"]],
@@ -201,7 +204,8 @@ class EventsAuditTest(real_runs.RealRunTest):
         newest, before = sorted((run.folder / "checkpoints").glob("step-*/manifest.json"))[::-1][:2]
         whole = newest.read_bytes()
         newest.write_bytes(before.read_bytes())
-        self.assertIn(f"{newest}: step is {STEPS - 10}, and must be {STEPS}", self.refusal(run))
+        step = json.loads(before.read_text())["step"]
+        self.assertIn(f"{newest}: step is {step}, and must be {STEPS}", self.refusal(run))
         newest.write_bytes(whole[:-20])
         self.assertIn(str(newest), self.refusal(run))
         newest.write_bytes(whole)

@@ -18,8 +18,7 @@ REJOIN_S = 5  # a lost node is waited for
 BACK_S = 10 + 2 + 0.2 * BUDGET_MS / 1000  # keepalive, an attempt, a pause
 BUSY_S = 5  # what other programs may cost
 SETTINGS = ("--set", "launch.nodes=3", "--set", "launch.min_nodes=2", "--set",
-            "train.global_batch_size=12", "--set", "train.lr_schedule=constant",
-            "--set", "train.eval_interval_steps=0", "--set", f"failure.budget_ms={BUDGET_MS}")
+            "train.global_batch_size=12", "--set", "train.eval_interval_steps=0", "--set", f"failure.budget_ms={BUDGET_MS}")
 
 
 class LinksTest(real_runs.RealRunTest):
@@ -50,17 +49,22 @@ class LinksTest(real_runs.RealRunTest):
                                started["generation"] == last) else None
         return real_runs.wait_until(generation, f"{copies} ranks to train")
 
-    def cut_for(self, seconds, nodes):
+    def nodes_lost(self, run):
+        return [event for event in self.events(run)
+                if event["event"] == "node_left" and "was silent" in event["text"]]
+
+    def cut_until_lost(self, run, nodes):
+        """And then until a generation trains again."""
+        generation = run.steps()[-1]["generation"]
+        lost = len(self.nodes_lost(run)) + len(nodes)
         for node in nodes:
             self.links.set_link(node, "down")
-        time.sleep(seconds)
+        real_runs.wait_until(lambda: len(self.nodes_lost(run)) == lost, "the nodes to be lost")
         for node in nodes:
             self.links.set_link(node, "up")
-
-    def wait_for_generation(self, run, generation):
         whole_again = time.monotonic()
         real_runs.wait_until(lambda: run.process.poll() is not None or
-                             run.steps()[-1]["generation"] == generation, "the next generation")
+                             run.steps()[-1]["generation"] > generation, "the next generation")
         self.assertIsNone(run.process.poll(), run.log())
         self.report("all train after the link is whole", whole_again, BACK_S)
 
@@ -70,21 +74,15 @@ class LinksTest(real_runs.RealRunTest):
         self.assertLess(seconds, limit_s + BUSY_S, what)
 
     def assert_ends_as_if_nothing_had_happened(self, run, lost_max=1):
-        run.wait_for_step(run.steps()[-1]["step"] + 20)
-        stopped = real_runs.paceline("stop", run.folder.name, "--run-dir", run.run_dir,
-                                     cwd=self.folder, preexec_fn=self.links.enter_hub)
-        self.assertEqual(stopped.returncode, 0, stopped.stderr)
-        self.assertEqual(run.wait(), 130, run.log())
+        self.stop(run, self.links.enter_hub)
         self.assert_nothing_left()
-        whole = self.run_to_end(*SETTINGS, "--set", f"train.steps={run.steps()[-1]['step']}")
-        self.assertEqual(real_runs.losses(run.folder / "steps.jsonl"),
-                         real_runs.losses(whole.folder / "steps.jsonl"))
+        self.assert_losses_are_undisturbed(run, *SETTINGS)
         summary = json.loads((run.folder / "summary.json").read_text())
         self.assertLessEqual(summary["lost_steps"], lost_max, run.log())
         self.assert_audit_holds(run)
 
     def test_a_node_that_is_cut_off_is_left_behind_and_comes_back(self):
-        run = real_runs.Run(self, *SETTINGS, "--set", "train.steps=1000000", links=self.links)
+        run = real_runs.Run(self, *SETTINGS, *real_runs.ENDLESS, links=self.links)
         run.wait_for_step(30)
         cut_off = self.workers_on("node-1")
         self.assertEqual(len(cut_off), 2)
@@ -104,20 +102,16 @@ class LinksTest(real_runs.RealRunTest):
         self.assert_ends_as_if_nothing_had_happened(run)
 
     def test_a_node_that_is_back_in_time_takes_its_place_again(self):
-        run = real_runs.Run(self, *SETTINGS, "--set", "train.steps=1000000", links=self.links)
+        run = real_runs.Run(self, *SETTINGS, *real_runs.ENDLESS, links=self.links)
         run.wait_for_step(30)
         workers = [self.workers_on(node) for node in self.links.names]
-        self.cut_for(LEASE_S + 1, ["node-1"])
-        self.wait_for_generation(run, 2)
-        self.cut_for(LEASE_S + 1, self.links.names)  # the coordinator hears of nobody
-        self.wait_for_generation(run, 3)
+        self.cut_until_lost(run, ["node-1"])
+        self.cut_until_lost(run, self.links.names)  # the coordinator hears of nobody
         self.assertEqual([self.workers_on(node) for node in self.links.names], workers)
         for generation in self.generations(run):
             self.assertEqual(generation["layout"]["data"], 6)
         self.assert_ends_as_if_nothing_had_happened(run, lost_max=2)
-        lost = [event for event in self.events(run)
-                if event["event"] == "node_left" and "was silent" in event["text"]]
-        self.assertEqual(len(lost), 4, lost)
+        self.assertEqual(len(self.nodes_lost(run)), 4)
 
 
 if __name__ == "__main__":

@@ -56,10 +56,13 @@ class MpiTest(real_runs.RealRunTest):
         self.assertEqual(found, expected)
 
     def test_a_killed_rank_ends_the_job_and_the_next_one_goes_on(self):
-        steps = ("train.steps=200", *LAYOUTS["data 2, zero"])
+        steps = ("train.steps=1000", *LAYOUTS["data 2, zero"])
         _, expected = self.losses(*steps)
         run = real_runs.Run(self, *sets(*steps, *MPI))
         run.wait_for_step(25)
+        real_runs.wait_until(lambda: any(
+            path.parent.name >= "step-00000020" for path in
+            (run.folder / "checkpoints").glob("step-*/manifest.json")), "a checkpoint")
         first_job = real_runs.workers_of(self.folder)
         self.assertEqual(len(first_job), 2)
         os.kill(first_job[-1], signal.SIGKILL)

@@ -18,6 +18,8 @@ BIN = pathlib.Path(sys.argv[1]).resolve()
 SOURCE = pathlib.Path(sys.argv[2]).resolve()
 SNAPSHOTS = pathlib.Path(f"/dev/shm/paceline-{os.geteuid()}")
 DEADLINE_S = 120  # for anything that is waited for
+# A run that ends when its test stops it: what a test does fits, however fast the machine is.
+ENDLESS = ("--set", "train.steps=1000000", "--set", "train.lr_schedule=constant")
 
 RUN_FILE = """
 [run]
@@ -197,6 +199,15 @@ def losses(path):
     return [last[step]["loss"] for step in sorted(last)]
 
 
+def signal_quietly(pid, number):
+    """False: the process has ended."""
+    try:
+        os.kill(pid, number)
+        return True
+    except ProcessLookupError:
+        return False
+
+
 def log_of(pid):
     """The file that a program of a run logs to."""
     return pathlib.Path(os.readlink(f"/proc/{pid}/fd/1"))
@@ -224,6 +235,21 @@ class RealRunTest(unittest.TestCase):
         self.assertEqual(run.wait(), 0, run.log())
         self.assertTrue(run.folder.exists())
         return run
+
+    def stop(self, run, preexec_fn=None):
+        """Ends an endless run, some steps later."""
+        run.wait_for_step(run.steps()[-1]["step"] + 20)
+        stopped = paceline("stop", run.folder.name, "--run-dir", run.run_dir, cwd=self.folder,
+                           preexec_fn=preexec_fn)
+        self.assertEqual(stopped.returncode, 0, stopped.stderr)
+        self.assertEqual(run.wait(), 130, run.log())
+
+    def assert_losses_are_undisturbed(self, run, *settings):
+        """Of an endless run that has ended: they are those of one that nothing happens to. It."""
+        whole = self.run_to_end(*settings, *ENDLESS, "--set",
+                                f"train.steps={run.steps()[-1]['step']}")
+        self.assertEqual(losses(run.folder / "steps.jsonl"), losses(whole.folder / "steps.jsonl"))
+        return whole
 
     def assert_nothing_left(self):
         wait_until(lambda: not processes_of(self.folder), "every process to end")
