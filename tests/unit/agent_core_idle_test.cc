@@ -265,6 +265,17 @@ TEST_F(AgentCoreTest, ARankThatFinishesAsItsGenerationEndsIsKept) {
   EXPECT_EQ(Of<SpawnWorker>(Told(Start(2))).size(), 1u);
 }
 
+TEST_F(AgentCoreTest, WhatIsForgottenWhileItsGenerationEndsGoesAsItLeaves) {
+  Run();
+  Told(End(1));
+  v1::CoordinatorMessage forget = End(2);  // one that this node had no part in
+  forget.mutable_end()->set_forget(true);
+  Told(forget);
+  const auto told = Of<TellWorker>(Says(0, Left(1, 0)));
+  ASSERT_EQ(told.size(), 1u);
+  EXPECT_TRUE(told[0].command.has_exit());
+}
+
 // Its run is over: the node is released, or told to forget it where it serves others too.
 TEST_F(AgentCoreTest, AWorkerWhoseRankHasFinishedGoesWithTheRun) {
   Run();
